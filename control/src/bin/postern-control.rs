@@ -1,0 +1,2 @@
+//! postern-control.
+fn main() {}

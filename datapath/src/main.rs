@@ -1,0 +1,2 @@
+//! postern-datapath.
+fn main() {}

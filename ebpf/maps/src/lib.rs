@@ -1,0 +1,2 @@
+//! Records shared between the XDP program and user space.
+#![no_std]
