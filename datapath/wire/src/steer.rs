@@ -1,0 +1,358 @@
+//! Which packets are ours: the one parser that the XDP program and the workers both run (DP-1).
+//!
+//! [`classify`] looks at the link, IP and UDP headers of one frame and says what it carries and where. It reads
+//! through [`Bytes`], so that the XDP program can run it over packet pointers that the kernel's verifier follows, and
+//! a worker over a slice. It never panics and believes nothing: lengths are checked against the frame and against
+//! each other, options and extension headers are bounded.
+//!
+//! After `classify` returned anything but [`Class::NotIp`], [`Class::Malformed`] and
+//! [`Class::TooManyExtensionHeaders`], the IP header at `network` is whole, the IP packet ends inside the frame and
+//! `transport` lies inside the packet or at its end. For [`Class::Esp`], [`Class::EspInUdp`] and [`Class::Ah`] the
+//! SPI and the sequence number (for AH the whole fixed header) are inside the packet too.
+//! Checksums are not looked at: the XDP program leaves them to the worker.
+
+use crate::ids::{EtherType, PORT_IKE, PORT_NATT, Protocol};
+
+/// Bytes of a frame, from its first, in network byte order. Every access checks the bounds.
+pub trait Bytes {
+    /// Number of bytes.
+    fn size(&self) -> usize;
+    /// The byte at `at`.
+    fn u8(&self, at: usize) -> Option<u8>;
+    /// The big-endian 16-bit value at `at`.
+    fn u16(&self, at: usize) -> Option<u16>;
+    /// The big-endian 32-bit value at `at`.
+    fn u32(&self, at: usize) -> Option<u32>;
+}
+
+impl Bytes for [u8] {
+    fn size(&self) -> usize {
+        self.len()
+    }
+
+    fn u8(&self, at: usize) -> Option<u8> {
+        self.get(at).copied()
+    }
+
+    fn u16(&self, at: usize) -> Option<u16> {
+        self.get(at..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
+    }
+
+    fn u32(&self, at: usize) -> Option<u32> {
+        self.get(at..)?.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
+    }
+}
+
+impl<B: Bytes + ?Sized> Bytes for &B {
+    fn size(&self) -> usize {
+        (**self).size()
+    }
+
+    fn u8(&self, at: usize) -> Option<u8> {
+        (**self).u8(at)
+    }
+
+    fn u16(&self, at: usize) -> Option<u16> {
+        (**self).u16(at)
+    }
+
+    fn u32(&self, at: usize) -> Option<u32> {
+        (**self).u32(at)
+    }
+}
+
+/// What the frame starts with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// An Ethernet header of 14 bytes.
+    Ethernet,
+    /// The IP header (TUN devices, raw sockets).
+    Ip,
+}
+
+/// What a frame is to an IPsec gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// ESP over IP (protocol 50).
+    Esp,
+    /// ESP in UDP to port 4500 (RFC 3948 section 2.1): the first four bytes are not zero.
+    EspInUdp,
+    /// AH over IP (protocol 51).
+    Ah,
+    /// NAT-keepalive (RFC 3948 section 2.3): UDP to port 4500 with the one byte 0xFF.
+    NattKeepalive,
+    /// IKE: UDP to port 500, or to port 4500 with the non-ESP marker (RFC 3948 section 2.2), whole or the first
+    /// fragment of it.
+    Ike,
+    /// A fragment, first or later, of ESP or AH, or the first fragment of ESP in UDP. An IPv6 packet with a fragment
+    /// header is a fragment even if it is the only one (RFC 6946).
+    IpsecFragment,
+    /// Any other IPv4 or IPv6 packet, also later fragments of UDP, which have no port to tell them by.
+    Ip,
+    /// ARP, VLAN tags, any other Ethernet type or IP version.
+    NotIp,
+    /// Shorter than its headers say, or a length that contradicts another.
+    Malformed,
+    /// More than [`MAX_EXTENSION_HEADERS`] IPv6 extension headers, or more than [`MAX_EXTENSION_BYTES`] of them.
+    TooManyExtensionHeaders,
+}
+
+/// Extension headers followed in an IPv6 packet.
+pub const MAX_EXTENSION_HEADERS: usize = 8;
+/// Bytes of extension headers followed in an IPv6 packet.
+pub const MAX_EXTENSION_BYTES: usize = 2048;
+/// Length of an Ethernet header without tags.
+const ETHERNET_LEN: u16 = 14;
+const IP4_MIN_LEN: usize = 20;
+const IP6_LEN: usize = 40;
+const UDP_LEN: usize = 8;
+/// SPI and sequence number (RFC 4303 section 2).
+const ESP_MIN_LEN: usize = 8;
+/// Next header, length, reserved, SPI, sequence number (RFC 4302 section 2).
+const AH_MIN_LEN: usize = 12;
+/// RFC 3948 section 2.3: one octet with the value 0xFF.
+const KEEPALIVE: u8 = 0xff;
+
+/// What [`classify`] found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Classified {
+    /// What it is.
+    pub class: Class,
+    /// Whether the IP header is IPv6.
+    pub v6: bool,
+    /// The upper-layer header is in another fragment; `transport` is then where this fragment's data starts.
+    pub later_fragment: bool,
+    /// Offset of the IP header in the frame.
+    pub network: u16,
+    /// Offset of the ESP or AH header ([`Class::EspInUdp`]: the UDP header is the 8 bytes before), else of the
+    /// upper-layer header.
+    pub transport: u16,
+    /// Protocol of what is at `transport`; [`Class::EspInUdp`] says ESP. [`Protocol::NONE`] where the frame is not IP,
+    /// malformed or not followed to its end.
+    pub protocol: Protocol,
+}
+
+impl Classified {
+    /// A frame in which nothing beyond the link header is known.
+    const fn opaque(class: Class, v6: bool, network: u16) -> Self {
+        Self { class, v6, later_fragment: false, network, transport: network, protocol: Protocol::NONE }
+    }
+}
+
+/// Says what a frame is; see the module's documentation for what may be relied on afterwards.
+#[inline]
+pub fn classify<B: Bytes + ?Sized>(bytes: &B, link: Link) -> Classified {
+    let (network, ether_type) = match link {
+        Link::Ethernet => (ETHERNET_LEN, bytes.u16(12)),
+        Link::Ip => (
+            0,
+            bytes.u8(0).map(|first| match first >> 4 {
+                4 => EtherType::IPV4.0,
+                6 => EtherType::IPV6.0,
+                _ => 0,
+            }),
+        ),
+    };
+    match ether_type.map(EtherType) {
+        Some(EtherType::IPV4) => {
+            ip4(bytes, network).unwrap_or(Classified::opaque(Class::Malformed, false, network))
+        }
+        Some(EtherType::IPV6) => {
+            ip6(bytes, network).unwrap_or(Classified::opaque(Class::Malformed, true, network))
+        }
+        Some(_) => Classified::opaque(Class::NotIp, false, network),
+        None => Classified::opaque(Class::Malformed, false, network),
+    }
+}
+
+/// Where in the frame the upper layer is, and how much of it.
+#[derive(Clone, Copy)]
+struct Upper {
+    v6: bool,
+    network: u16,
+    protocol: Protocol,
+    /// Offset of the upper-layer header.
+    at: usize,
+    /// Offset of the end of the IP packet.
+    end: usize,
+    fragment: Option<FragmentPart>,
+}
+
+/// Which part of a fragmented packet this is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FragmentPart {
+    First,
+    Later,
+}
+
+/// `None` is malformed.
+#[inline]
+fn ip4<B: Bytes + ?Sized>(bytes: &B, network: u16) -> Option<Classified> {
+    let start = usize::from(network);
+    let version_ihl = bytes.u8(start)?;
+    if version_ihl >> 4 != 4 {
+        return None;
+    }
+    let header = usize::from(version_ihl & 0x0f) * 4;
+    let total = usize::from(bytes.u16(start + 2)?);
+    let end = start + total;
+    if header < IP4_MIN_LEN || total < header || end > bytes.size() {
+        return None;
+    }
+    // RFC 791 section 3.1: bit 13 is More Fragments, the low 13 bits the offset.
+    let fragment = match bytes.u16(start + 6)? & 0x3fff {
+        0 => None,
+        0x2000 => Some(FragmentPart::First),
+        _ => Some(FragmentPart::Later),
+    };
+    let protocol = Protocol(bytes.u8(start + 9)?);
+    upper(bytes, Upper { v6: false, network, protocol, at: start + header, end, fragment })
+}
+
+/// `None` is malformed.
+#[inline]
+fn ip6<B: Bytes + ?Sized>(bytes: &B, network: u16) -> Option<Classified> {
+    let start = usize::from(network);
+    if bytes.u8(start)? >> 4 != 6 {
+        return None;
+    }
+    let chain = start + IP6_LEN;
+    let end = chain + usize::from(bytes.u16(start + 4)?);
+    if end > bytes.size() {
+        return None;
+    }
+    let mut protocol = Protocol(bytes.u8(start + 6)?);
+    let mut fragment = None;
+    let mut at = chain;
+    for _ in 0..=MAX_EXTENSION_HEADERS {
+        let length = match protocol {
+            // RFC 8200 section 4.2: length in units of 8 octets, the first not counted.
+            Protocol::HOP_BY_HOP | Protocol::ROUTING | Protocol::DEST_OPTIONS => {
+                (usize::from(bytes.u8(at + 1)?) + 1) * 8
+            }
+            // RFC 8200 section 4.5: the low 3 bits are reserved and More Fragments.
+            Protocol::FRAGMENT => {
+                let first = bytes.u16(at + 2)? & 0xfff8 == 0;
+                fragment = Some(if first { FragmentPart::First } else { FragmentPart::Later });
+                8
+            }
+            _ => return upper(bytes, Upper { v6: true, network, protocol, at, end, fragment }),
+        };
+        protocol = Protocol(bytes.u8(at)?);
+        at += length;
+        if at > end {
+            return None;
+        }
+        if at > chain + MAX_EXTENSION_BYTES {
+            break;
+        }
+        // What follows the header of a later fragment is data, whatever its first byte looks like.
+        if fragment == Some(FragmentPart::Later) {
+            return upper(bytes, Upper { v6: true, network, protocol, at, end, fragment });
+        }
+    }
+    Some(Classified::opaque(Class::TooManyExtensionHeaders, true, network))
+}
+
+/// `None` is malformed: an upper-layer header shorter than what tells one class from another.
+#[inline]
+fn upper<B: Bytes + ?Sized>(bytes: &B, upper: Upper) -> Option<Classified> {
+    let Upper { v6, network, protocol, at, end, fragment } = upper;
+    let transport = u16::try_from(at).ok()?;
+    let later_fragment = fragment == Some(FragmentPart::Later);
+    let found = |class| Some(Classified { class, v6, later_fragment, network, transport, protocol });
+    match protocol {
+        Protocol::ESP | Protocol::AH if fragment.is_some() => found(Class::IpsecFragment),
+        Protocol::ESP if at + ESP_MIN_LEN > end => None,
+        Protocol::ESP => found(Class::Esp),
+        Protocol::AH if at + AH_MIN_LEN > end => None,
+        Protocol::AH => found(Class::Ah),
+        Protocol::UDP if later_fragment => found(Class::Ip),
+        Protocol::UDP if at + UDP_LEN > end => None,
+        Protocol::UDP => match bytes.u16(at + 2)? {
+            PORT_IKE => found(Class::Ike),
+            PORT_NATT => natt(bytes, at, end, fragment.is_some()).and_then(|class| match class {
+                Class::EspInUdp => {
+                    let transport = u16::try_from(at + UDP_LEN).ok()?;
+                    let protocol = Protocol::ESP;
+                    Some(Classified { class, v6, later_fragment, network, transport, protocol })
+                }
+                _ => found(class),
+            }),
+            _ => found(Class::Ip),
+        },
+        _ => found(Class::Ip),
+    }
+}
+
+/// What UDP to port 4500 at `at` carries (RFC 3948 section 2); `None` if nothing that may be there.
+#[inline]
+fn natt<B: Bytes + ?Sized>(bytes: &B, at: usize, end: usize, fragment: bool) -> Option<Class> {
+    let length = usize::from(bytes.u16(at + 4)?);
+    // The length of a fragmented datagram is that of the whole.
+    if length < UDP_LEN || (!fragment && at + length > end) {
+        return None;
+    }
+    let payload = at + UDP_LEN;
+    if length == UDP_LEN + 1 && bytes.u8(payload)? == KEEPALIVE {
+        return Some(Class::NattKeepalive);
+    }
+    if length < UDP_LEN + 4 || payload + 4 > end {
+        return None;
+    }
+    match bytes.u32(payload)? {
+        0 => Some(Class::Ike),
+        _ if fragment => Some(Class::IpsecFragment),
+        _ if length < UDP_LEN + ESP_MIN_LEN => None,
+        _ => Some(Class::EspInUdp),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    /// An IPv4 packet behind an Ethernet header.
+    fn ether4(protocol: Protocol, fragment: u16, options: usize, payload: &[u8]) -> Vec<u8> {
+        let header = 20 + options;
+        let mut frame = vec![0; 12];
+        frame.extend(EtherType::IPV4.0.to_be_bytes());
+        frame.push(0x40 | u8::try_from(header / 4).unwrap());
+        frame.push(0);
+        frame.extend(u16::try_from(header + payload.len()).unwrap().to_be_bytes());
+        frame.extend([0, 1]);
+        frame.extend(fragment.to_be_bytes());
+        frame.extend([64, protocol.0, 0, 0]);
+        frame.extend([192, 0, 2, 1, 198, 51, 100, 1]);
+        frame.extend(vec![1; options]);
+        frame.extend(payload);
+        frame
+    }
+
+    fn class(frame: &[u8]) -> Class {
+        classify(frame, Link::Ethernet).class
+    }
+
+    /// DP-1: ESP, also behind options, is found where it starts.
+    #[test]
+    fn dp_1_esp_over_ip4() {
+        for options in [0, 4, 40] {
+            let frame = ether4(Protocol::ESP, 0x4000, options, &[7; 40]);
+            let found = classify(&frame, Link::Ethernet);
+            assert_eq!(found.class, Class::Esp);
+            assert_eq!((found.network, usize::from(found.transport)), (14, 34 + options));
+            assert_eq!(classify(&frame[14..], Link::Ip).class, Class::Esp);
+        }
+    }
+
+    /// DP-1: a fragment of ESP is told apart, first or later.
+    #[test]
+    fn dp_1_fragments() {
+        assert_eq!(class(&ether4(Protocol::ESP, 0x2000, 0, &[7; 40])), Class::IpsecFragment);
+        assert_eq!(class(&ether4(Protocol::AH, 0x0005, 0, &[7; 40])), Class::IpsecFragment);
+        assert_eq!(class(&ether4(Protocol::UDP, 0x0005, 0, &[7; 40])), Class::Ip);
+    }
+}
