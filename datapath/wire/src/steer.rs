@@ -341,7 +341,7 @@ mod tests {
     fn dp_1_esp_over_ip4() {
         for options in [0, 4, 40] {
             let frame = ether4(Protocol::ESP, 0x4000, options, &[7; 40]);
-            let found = classify(&frame, Link::Ethernet);
+            let found = classify(frame.as_slice(), Link::Ethernet);
             assert_eq!(found.class, Class::Esp);
             assert_eq!((found.network, usize::from(found.transport)), (14, 34 + options));
             assert_eq!(classify(&frame[14..], Link::Ip).class, Class::Esp);
