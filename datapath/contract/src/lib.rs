@@ -5,6 +5,9 @@
 //! each is acknowledged; on connect control says `Hello`, reads the inventory and reconciles (DP-7).
 #![forbid(unsafe_code)]
 
+#[cfg(any(test, feature = "arbitrary"))]
+pub mod arbitrary;
+pub mod codec;
 pub mod counters;
 pub mod event;
 pub mod relay;
@@ -12,6 +15,7 @@ pub mod request;
 pub mod sa;
 pub mod secret;
 pub mod settings;
+pub mod transport;
 
 use serde::{Deserialize, Serialize};
 
