@@ -1,0 +1,4 @@
+//! The security association database.
+
+pub mod lifetime;
+pub mod replay;
