@@ -1,0 +1,88 @@
+//! The Internet checksum (RFC 1071): sums, pseudo-headers and incremental update (RFC 1624).
+//!
+//! A sum is a `u64` that is not yet folded; sums of pieces are added with `+`. It holds without overflow for any
+//! slice below 2^33 bytes. A piece of odd length counts as padded with a zero byte (RFC 1071 section 4.1), so that
+//! only the last of pieces added with `+` may be odd; [`sum_slices`] has no such limit.
+
+use core::net::{Ipv4Addr, Ipv6Addr};
+
+use crate::ids::Protocol;
+
+/// Sum of `bytes` as 16-bit big-endian words, an odd last byte padded with zero.
+pub fn sum(bytes: &[u8]) -> u64 {
+    // RFC 1071 section 2 (C): the sum may be taken in wider words, as 2^16 is 1 modulo 2^16 - 1.
+    let (words, tail) = bytes.as_chunks::<4>();
+    let total = words.iter().fold(0_u64, |total, word| total + u64::from(u32::from_be_bytes(*word)));
+    let tail = match *tail {
+        [a] => [a, 0, 0, 0],
+        [a, b] => [a, b, 0, 0],
+        [a, b, c] => [a, b, c, 0],
+        _ => [0; 4],
+    };
+    total + u64::from(u32::from_be_bytes(tail))
+}
+
+/// Sum of the concatenation of `pieces`, each of any length.
+pub fn sum_slices(pieces: &[&[u8]]) -> u64 {
+    let mut total = 0;
+    let mut odd = false;
+    for piece in pieces {
+        let part = sum(piece);
+        // RFC 1071 section 2 (B): a piece that starts at an odd offset adds its sum with the bytes swapped.
+        total += if odd { u64::from(fold(part).swap_bytes()) } else { part };
+        odd ^= piece.len() % 2 == 1;
+    }
+    total
+}
+
+/// Folds a sum into 16 bits with end-around carry. Zero only if the sum was zero.
+pub const fn fold(sum: u64) -> u16 {
+    let mut sum = sum;
+    while sum > 0xffff {
+        sum = (sum >> 16) + (sum & 0xffff);
+    }
+    let [.., high, low] = sum.to_be_bytes();
+    u16::from_be_bytes([high, low])
+}
+
+/// The checksum of a sum: its folded complement (RFC 1071 section 1).
+pub const fn finish(sum: u64) -> u16 {
+    !fold(sum)
+}
+
+/// Sum of the IPv4 pseudo-header (RFC 768, RFC 9293 section 3.1); `len` is the length of the upper layer in bytes.
+pub fn pseudo_v4(source: Ipv4Addr, destination: Ipv4Addr, protocol: Protocol, len: u16) -> u64 {
+    u64::from(source.to_bits()) + u64::from(destination.to_bits()) + u64::from(protocol.0) + u64::from(len)
+}
+
+/// Sum of the IPv6 pseudo-header (RFC 8200 section 8.1); `len` is the length of the upper layer in bytes and
+/// `destination` the final one.
+pub fn pseudo_v6(source: Ipv6Addr, destination: Ipv6Addr, protocol: Protocol, len: u32) -> u64 {
+    sum(&source.octets()) + sum(&destination.octets()) + u64::from(protocol.0) + u64::from(len)
+}
+
+/// The checksum after one 16-bit word it covers changed from `old` to `new`.
+///
+/// RFC 1624 section 3, equation 3: HC' = ~(~HC + ~m + m'). A right checksum stays right, and a wrong one stays wrong.
+pub const fn update_u16(check: u16, old: u16, new: u16) -> u16 {
+    finish(widen(!check) + widen(!old) + widen(new))
+}
+
+/// As [`update_u16`] for a 32-bit value at an even offset.
+pub const fn update_u32(check: u16, old: u32, new: u32) -> u16 {
+    let [old_high, old_low] = words(!old);
+    let [new_high, new_low] = words(new);
+    finish(widen(!check) + widen(old_high) + widen(old_low) + widen(new_high) + widen(new_low))
+}
+
+/// The two 16-bit words of a value.
+const fn words(value: u32) -> [u16; 2] {
+    let [a, b, c, d] = value.to_be_bytes();
+    [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
+}
+
+/// `u64::from` in a `const fn`.
+const fn widen(word: u16) -> u64 {
+    let [high, low] = word.to_be_bytes();
+    u64::from_be_bytes([0, 0, 0, 0, 0, 0, high, low])
+}

@@ -1,0 +1,92 @@
+//! Encapsulating Security Payload (RFC 4303): header, padding and trailer.
+
+use crate::bytes;
+use crate::ids::{Protocol, Spi};
+
+/// SPI and sequence number, in bytes.
+pub const HEADER_LEN: usize = 8;
+/// Pad length and next header, in bytes.
+pub const TRAILER_LEN: usize = 2;
+
+/// SPI and the low 32 bits of the sequence number (RFC 4303 sections 2.1 and 2.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Security Parameters Index.
+    pub spi: Spi,
+    /// Sequence number; with ESN its low half.
+    pub sequence: u32,
+}
+
+impl Header {
+    /// Reads the first [`HEADER_LEN`] bytes; `None` if there are fewer.
+    pub fn parse(packet: &[u8]) -> Option<Self> {
+        Some(Self { spi: Spi(bytes::u32_at(packet, 0)?), sequence: bytes::u32_at(packet, 4)? })
+    }
+
+    /// Writes the first [`HEADER_LEN`] bytes of `out`; `None`, and `out` untouched, if it is shorter.
+    pub fn emit(&self, out: &mut [u8]) -> Option<()> {
+        let both = u64::from(self.spi.0) << 32 | u64::from(self.sequence);
+        bytes::put(out, 0, both.to_be_bytes())
+    }
+}
+
+/// Pad bytes that make payload, padding and trailer a multiple of the cipher's block and of 4.
+///
+/// RFC 4303 section 2.4: padding fills the plaintext to a multiple of the block size, and the pad length and next
+/// header fields "must be right aligned within a 4-byte word". `block` is in bytes, 1 for stream ciphers and at most
+/// 256; a block that is no multiple of 4 is rounded up to one.
+pub fn padding(payload_len: usize, block: usize) -> u8 {
+    let align = block.clamp(4, 256).next_multiple_of(4);
+    // Both terms are reduced first, so that no length overflows.
+    let used = (payload_len % align + TRAILER_LEN) % align;
+    u8::try_from((align - used) % align).unwrap_or(u8::MAX)
+}
+
+/// Fills `out` with padding 1, 2, 3 … (RFC 4303 section 2.4), pad length and next header.
+///
+/// `out` is exactly the padding and [`TRAILER_LEN`]; `None`, and `out` untouched, if that means less than no padding
+/// or more than 255 bytes of it.
+pub fn write_trailer(out: &mut [u8], next_header: Protocol) -> Option<()> {
+    let pad_len = u8::try_from(out.len().checked_sub(TRAILER_LEN)?).ok()?;
+    let (pad, trailer) = out.split_at_mut_checked(usize::from(pad_len))?;
+    for (byte, value) in pad.iter_mut().zip(1..=u8::MAX) {
+        *byte = value;
+    }
+    bytes::put(trailer, 0, [pad_len, next_header.0])
+}
+
+/// What the trailer of an authenticated plaintext says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trailer {
+    /// Bytes of padding.
+    pub pad_len: u8,
+    /// Protocol of the payload; [`Protocol::NONE`] marks a dummy packet (RFC 4303 section 2.6).
+    pub next_header: Protocol,
+    /// Bytes before the padding: payload, and TFC padding if there is any.
+    pub payload_len: usize,
+}
+
+/// Why a trailer cannot be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadTrailer {
+    /// The plaintext is shorter than a trailer.
+    Truncated,
+    /// The pad length exceeds what precedes it.
+    PadLength,
+    /// The pad bytes are not 1, 2, 3 …
+    PadBytes,
+}
+
+/// Reads the trailer at the end of `plaintext` (after the ICV was verified) and checks the pad bytes.
+///
+/// RFC 4303 section 2.4: "the receiver SHOULD inspect the Padding field". It is looked at after authentication only,
+/// so the comparison need not be in constant time.
+pub fn trailer(plaintext: &[u8]) -> Result<Trailer, BadTrailer> {
+    let (rest, [pad_len, next_header]) = plaintext.split_last_chunk().ok_or(BadTrailer::Truncated)?;
+    let payload_len = rest.len().checked_sub(usize::from(*pad_len)).ok_or(BadTrailer::PadLength)?;
+    let pad = rest.get(payload_len..).ok_or(BadTrailer::PadLength)?;
+    if !pad.iter().copied().eq(1..=*pad_len) {
+        return Err(BadTrailer::PadBytes);
+    }
+    Ok(Trailer { pad_len: *pad_len, next_header: Protocol(*next_header), payload_len })
+}

@@ -1,0 +1,72 @@
+//! Ethernet II header: destination, source, EtherType. VLAN tags are left to the caller, who sees their EtherType.
+
+use core::fmt;
+
+use crate::bytes;
+use crate::ids::EtherType;
+
+/// Length of the header in bytes.
+pub const LEN: usize = 14;
+
+/// MAC address, EUI-48.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// The broadcast address.
+    pub const BROADCAST: Self = Self([0xff; 6]);
+
+    /// Whether the address names one station: the individual/group bit is clear (IEEE 802-2014 section 8.2.2).
+    pub const fn is_unicast(self) -> bool {
+        self.0[0] & 1 == 0
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self([first, rest @ ..]) = self;
+        write!(f, "{first:02x}")?;
+        rest.iter().try_for_each(|octet| write!(f, ":{octet:02x}"))
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Ethernet II header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// Station the frame is for.
+    pub destination: Mac,
+    /// Station that sent it.
+    pub source: Mac,
+    /// Protocol of the payload.
+    pub ethertype: EtherType,
+}
+
+impl Header {
+    /// Reads the first [`LEN`] bytes; `None` if there are fewer.
+    pub fn parse(frame: &[u8]) -> Option<Self> {
+        Some(Self {
+            destination: Mac(*bytes::array_at(frame, 0)?),
+            source: Mac(*bytes::array_at(frame, 6)?),
+            ethertype: EtherType(bytes::u16_at(frame, 12)?),
+        })
+    }
+
+    /// Writes the first [`LEN`] bytes of `out`; `None`, and `out` untouched, if it is shorter.
+    pub fn emit(&self, out: &mut [u8]) -> Option<()> {
+        let out = out.get_mut(..LEN)?;
+        bytes::put(out, 0, self.destination.0)?;
+        bytes::put(out, 6, self.source.0)?;
+        bytes::put_u16(out, 12, self.ethertype.0)
+    }
+}
+
+/// Reads the header at the start of `frame`, see [`Header::parse`].
+pub fn parse(frame: &[u8]) -> Option<Header> {
+    Header::parse(frame)
+}
