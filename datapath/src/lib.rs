@@ -1,3 +1,4 @@
 //! Postern.
 
 pub mod sad;
+pub mod spd;
