@@ -1,4 +1,6 @@
-//! Postern.
+//! Postern's datapath: moves, protects and translates packets. Knows no IKE.
 
+pub mod frame;
+pub mod port;
 pub mod sad;
 pub mod spd;
