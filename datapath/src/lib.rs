@@ -1,5 +1,6 @@
 //! Postern's datapath: moves, protects and translates packets. Knows no IKE.
 
+pub mod crypto;
 pub mod frame;
 pub mod port;
 pub mod sad;

@@ -1,0 +1,101 @@
+//! Short values that name keying material without showing it.
+
+use postern_contract::sa::{Encryption, Integrity, Suite};
+use ring::digest::{Context, SHA256};
+
+/// A value that two operators compare to see whether both ends have the same algorithms and keys.
+///
+/// 64 bits of SHA-256 over the transforms, the lengths and the keys. It says nothing about keys of full entropy; a
+/// guessable key could be confirmed by it.
+pub fn key_check(suite: &Suite) -> [u8; 8] {
+    let Suite { encryption, encryption_key, integrity, integrity_key } = suite;
+    let encryption = match encryption {
+        Encryption::Null => b"null",
+        Encryption::AesCbc => b"acbc",
+        Encryption::AesGcm16 => b"agcm",
+        Encryption::ChaCha20Poly1305 => b"ccpy",
+        Encryption::NullAuthAesGmac => b"gmac",
+    };
+    let integrity = match integrity {
+        Integrity::None => b"none",
+        Integrity::HmacSha1_96 => b"sh1 ",
+        Integrity::HmacSha2_256_128 => b"s256",
+        Integrity::HmacSha2_384_192 => b"s384",
+        Integrity::HmacSha2_512_256 => b"s512",
+        Integrity::AesGmac => b"gmac",
+    };
+    // Keys have at most 64 bytes (`Suite::validate`); a longer one is refused before it protects anything.
+    let length = u8::try_from(encryption_key.len()).unwrap_or(u8::MAX);
+    digest(&[
+        b"postern key check 1\0",
+        encryption,
+        integrity,
+        &[length],
+        encryption_key.expose(),
+        integrity_key.expose(),
+    ])
+}
+
+/// The name of keying material in the ledger of reserved sequence numbers (DESIGN decision 8).
+///
+/// 128 bits of SHA-256 over the key bytes alone, whatever transform and protocol they serve: AES-GCM and AES-GMAC
+/// under one key and salt share the nonces, so they have to share the numbers too.
+pub fn fingerprint(suite: &Suite) -> [u8; 16] {
+    let Suite { encryption: _, encryption_key, integrity: _, integrity_key } = suite;
+    digest(&[b"postern sequence ledger 1\0", encryption_key.expose(), integrity_key.expose()])
+}
+
+fn digest<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+    let mut context = Context::new(&SHA256);
+    for part in parts {
+        context.update(part);
+    }
+    let mut cut = [0; N];
+    for (to, from) in cut.iter_mut().zip(context.finish().as_ref()) {
+        *to = *from;
+    }
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use postern_contract::secret::Secret;
+
+    fn suite(encryption: Encryption, key: &[u8], integrity: Integrity, integrity_key: &[u8]) -> Suite {
+        Suite {
+            encryption,
+            encryption_key: Secret::new(key),
+            integrity,
+            integrity_key: Secret::new(integrity_key),
+        }
+    }
+
+    /// The same value as `printf 'postern key check 1\0agcmnone\024' | … | sha256sum`.
+    #[test]
+    fn key_check_is_stable_and_tells_suites_apart() {
+        let gcm = suite(Encryption::AesGcm16, &[7; 20], Integrity::None, &[]);
+        let gmac = suite(Encryption::NullAuthAesGmac, &[7; 20], Integrity::None, &[]);
+        let other = suite(Encryption::AesGcm16, &[8; 20], Integrity::None, &[]);
+        assert_eq!(key_check(&gcm), key_check(&suite(Encryption::AesGcm16, &[7; 20], Integrity::None, &[])));
+        assert_ne!(key_check(&gcm), key_check(&gmac));
+        assert_ne!(key_check(&gcm), key_check(&other));
+        // Where the encryption key ends is part of the value.
+        let long = suite(Encryption::AesCbc, &[7; 24], Integrity::HmacSha2_256_128, &[7; 32]);
+        let short = suite(Encryption::AesCbc, &[7; 16], Integrity::HmacSha2_256_128, &[7; 40]);
+        assert_ne!(key_check(&long), key_check(&short));
+    }
+
+    /// DP-4: one key under two transforms is one ledger entry.
+    #[test]
+    fn fingerprint_is_of_the_key_alone() {
+        let gcm = suite(Encryption::AesGcm16, &[7; 20], Integrity::None, &[]);
+        let gmac = suite(Encryption::NullAuthAesGmac, &[7; 20], Integrity::None, &[]);
+        let ah = suite(Encryption::Null, &[], Integrity::AesGmac, &[7; 20]);
+        assert_eq!(fingerprint(&gcm), fingerprint(&gmac));
+        assert_eq!(fingerprint(&gcm), fingerprint(&ah));
+        let salt = suite(Encryption::AesGcm16, &[[7; 19].as_slice(), &[8]].concat(), Integrity::None, &[]);
+        assert_ne!(fingerprint(&gcm), fingerprint(&salt), "another salt has other nonces");
+        assert_ne!(fingerprint(&gcm)[..8], key_check(&gcm), "the two values do not give each other away");
+    }
+}

@@ -1,0 +1,429 @@
+//! The crypto seam (DP-3): ESP packets are sealed and opened in batches, with an outcome each (DESIGN decision 6).
+//!
+//! [`Backend::select`] picks the implementation once at start, after a known-answer test of every suite.
+//! [`Backend::seal`] and [`Backend::open`] take a batch; packets of one SA that stand next to each other form a
+//! *run*, for which a key is made ready once.
+//!
+//! The packet of an operation is, for every suite, contiguous:
+//!
+//! ```text
+//! SPI (4) | sequence (4) | IV (Layout::iv_len) | payload, padding, trailer | ICV (Layout::icv_len)
+//! ```
+//!
+//! Authenticated are, in the words of RFC 4303, the "SPI, Sequence Number, Payload Data, Padding, Pad Length, Next
+//! Header"; with extended sequence numbers the high 32 bits of the number as well, in the place where each transform
+//! wants them. The SPI in the packet is the *authenticated* one (DESIGN decision 1); a relay's translation is applied
+//! outside the seam.
+//!
+//! A sequence number seals once: [`SealOp`] owns the [`Reserved`] number, and [`Backend::seal`] takes it by value.
+//! AEAD IVs are the 64-bit number (RFC 4106 section 3.1: "The IV … can be … a counter").
+//!
+//! Keys are wiped on drop as far as the libraries let us (OPS-4): what is ours is zeroed; over ring's keys, which do
+//! not wipe themselves, the schedule of another key is written. Copies that the compiler made when it moved a key
+//! while the SA was installed, and registers, are out of reach.
+#![forbid(unsafe_code)]
+
+mod aead;
+mod ah;
+mod cbc;
+mod check;
+mod mac;
+mod selftest;
+pub mod sequence;
+
+#[cfg(test)]
+mod tests;
+
+use core::fmt;
+
+use arrayvec::ArrayVec;
+use postern_contract::sa::{Encryption, IpsecProtocol, Suite, SuiteError};
+
+pub use self::ah::{AhKey, Icv};
+pub use self::check::{fingerprint, key_check};
+pub use self::selftest::SelfTestError;
+pub use self::sequence::{ReserveError, Reserved, SequenceCounter};
+
+use self::aead::{Aead, AeadKey, TAG};
+use self::cbc::{BLOCK, CbcKey, Decryptor, Encryptor};
+use self::mac::MacKey;
+
+/// Length of the ESP header: SPI and sequence number.
+pub const ESP_HEADER: usize = 8;
+
+/// Pad Length and Next Header: the least that is under the ICV besides the header.
+const TRAILER: usize = 2;
+
+/// What a suite adds to a packet, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Length of the IV behind the ESP header.
+    pub iv_len: u8,
+    /// Length of the ICV at the end.
+    pub icv_len: u8,
+    /// Payload, padding and trailer together are a multiple of this (RFC 4303 section 2.4): 4, or the cipher's block.
+    pub block: u8,
+}
+
+/// The key of one ESP SA, which is one direction.
+pub struct EspKey(Kind);
+
+enum Kind {
+    /// RFC 4106, RFC 7634.
+    Aead(AeadKey),
+    /// `ENCR_NULL_AUTH_AES_GMAC` (RFC 4543).
+    Gmac(AeadKey),
+    /// Encrypt, then authenticate (RFC 4303 section 3.3.2.1).
+    Cbc(CbcKey, MacKey),
+    /// RFC 2410.
+    Null(MacKey),
+}
+
+/// One packet to seal.
+#[derive(Debug)]
+pub struct SealOp<'a> {
+    /// The SA's key.
+    pub key: &'a EspKey,
+    /// The packet's number. Its low half is written to the header.
+    pub sequence: Reserved,
+    /// Whether the SA has extended sequence numbers.
+    pub esn: bool,
+    /// The packet from the ESP header to the end of the ICV. SPI and plaintext are there; the number, IV and ICV are
+    /// written, the plaintext is replaced.
+    pub packet: &'a mut [u8],
+}
+
+/// What became of a [`SealOp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a packet that is not sealed must not be sent"]
+pub enum SealOutcome {
+    /// The packet may be sent.
+    Sealed,
+    /// The packet is shorter than the suite's fields or the plaintext is no multiple of [`Layout::block`]. It may
+    /// hold plaintext and must not be sent.
+    BadLength,
+}
+
+/// One packet to open.
+#[derive(Debug)]
+pub struct OpenOp<'a> {
+    /// The SA's key.
+    pub key: &'a EspKey,
+    /// The full number: the packet's with the recovered high half (RFC 4303 appendix A2).
+    pub sequence: u64,
+    /// Whether the SA has extended sequence numbers.
+    pub esn: bool,
+    /// The packet from the ESP header to the end of the ICV.
+    pub packet: &'a mut [u8],
+    /// `Pending` before, anything else after [`Backend::open`].
+    pub outcome: Outcome,
+}
+
+/// What became of an [`OpenOp`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Not looked at yet.
+    Pending,
+    /// The ICV is right; the plaintext stands in place, `packet.len() - 8 - iv_len - icv_len` bytes from `8 + iv_len`.
+    Opened,
+    /// The ICV is wrong. The packet holds ciphertext or zeros, no plaintext that was not there before.
+    BadIcv,
+    /// Shorter than the suite's fields with a trailer, or no whole number of cipher blocks. The packet is untouched.
+    BadLength,
+}
+
+/// The implementation that the machine got.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend(Implementation);
+
+#[derive(Clone, Copy, Debug)]
+enum Implementation {
+    /// ring for AEAD and HMAC, the `aes` crate for CBC and AES-192-GCM.
+    Ring,
+}
+
+impl EspKey {
+    /// Expands the keys of `suite`, which has to be one of ESP.
+    pub fn new(suite: &Suite) -> Result<Self, SuiteError> {
+        suite.validate(IpsecProtocol::Esp)?;
+        let Suite { encryption, encryption_key, integrity, integrity_key } = suite;
+        let key = encryption_key.expose();
+        let mac = || MacKey::new(*integrity, integrity_key.expose());
+        let kind = match encryption {
+            Encryption::Null => mac().map(Kind::Null),
+            Encryption::AesCbc => CbcKey::new(key).zip(mac()).map(|(key, mac)| Kind::Cbc(key, mac)),
+            Encryption::AesGcm16 | Encryption::ChaCha20Poly1305 => {
+                AeadKey::new(*encryption, key).map(Kind::Aead)
+            }
+            Encryption::NullAuthAesGmac => AeadKey::new(*encryption, key).map(Kind::Gmac),
+        };
+        // Not reached: `validate` admits only what the constructors take.
+        kind.map(Self).ok_or(SuiteError::Combination(*encryption, *integrity, IpsecProtocol::Esp))
+    }
+
+    /// What the suite adds to a packet.
+    pub fn layout(&self) -> Layout {
+        match &self.0 {
+            Kind::Aead(_) | Kind::Gmac(_) => Layout { iv_len: 8, icv_len: 16, block: 4 },
+            Kind::Cbc(_, mac) => Layout { iv_len: 16, icv_len: mac.icv_len(), block: 16 },
+            Kind::Null(mac) => Layout { iv_len: 0, icv_len: mac.icv_len(), block: 4 },
+        }
+    }
+}
+
+impl fmt::Debug for EspKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EspKey(..)")
+    }
+}
+
+impl Backend {
+    /// Tests every suite against known answers and gives the implementation to use.
+    pub fn select() -> Result<Self, SelfTestError> {
+        let backend = Self(Implementation::Ring);
+        selftest::run(backend)?;
+        Ok(backend)
+    }
+
+    /// The implementation's name, for logs and `status`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Implementation::Ring => "ring",
+        }
+    }
+
+    /// Seals every packet of the batch; the outcomes are in the same order.
+    pub fn seal<const N: usize>(self, mut ops: ArrayVec<SealOp<'_>, N>) -> ArrayVec<SealOutcome, N> {
+        let mut outcomes = ArrayVec::new();
+        match self.0 {
+            Implementation::Ring => {
+                for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
+                    if let Some(ready) = run.first().map(|op| ready_to_seal(op.key)) {
+                        outcomes.extend(run.iter_mut().map(|op| ready.seal(op)));
+                    }
+                }
+            }
+        }
+        outcomes
+    }
+
+    /// Opens every pending packet of the batch and writes its outcome.
+    pub fn open(self, ops: &mut [OpenOp<'_>]) {
+        match self.0 {
+            Implementation::Ring => {
+                for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
+                    if let Some(ready) = run.first().map(|op| ready_to_open(op.key)) {
+                        for op in run.iter_mut().filter(|op| op.outcome == Outcome::Pending) {
+                            op.outcome = ready.open(op);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A key ready for a run of packets, with the cipher as `C`.
+enum Ready<'a, C> {
+    Aead(Aead<'a>),
+    Gmac(Aead<'a>),
+    Cbc(C, &'a MacKey),
+    Null(&'a MacKey),
+}
+
+fn ready_to_seal(key: &EspKey) -> Ready<'_, Encryptor> {
+    match &key.0 {
+        Kind::Aead(key) => Ready::Aead(key.expand()),
+        Kind::Gmac(key) => Ready::Gmac(key.expand()),
+        Kind::Cbc(key, mac) => Ready::Cbc(key.encryptor(), mac),
+        Kind::Null(mac) => Ready::Null(mac),
+    }
+}
+
+fn ready_to_open(key: &EspKey) -> Ready<'_, Decryptor> {
+    match &key.0 {
+        Kind::Aead(key) => Ready::Aead(key.expand()),
+        Kind::Gmac(key) => Ready::Gmac(key.expand()),
+        Kind::Cbc(key, mac) => Ready::Cbc(key.decryptor(), mac),
+        Kind::Null(mac) => Ready::Null(mac),
+    }
+}
+
+impl Ready<'_, Encryptor> {
+    /// Writes the number to the header, checks the lengths and seals with the IV that belongs to the number.
+    fn seal(&self, op: &mut SealOp<'_>) -> SealOutcome {
+        let SealOp { key, sequence, esn, packet } = op;
+        let Layout { iv_len, icv_len, block } = key.layout();
+        let fields = ESP_HEADER + usize::from(iv_len) + usize::from(icv_len);
+        let text = packet.len().checked_sub(fields).filter(|text| *text >= TRAILER);
+        if text.is_none_or(|text| text % usize::from(block) != 0) {
+            return SealOutcome::BadLength;
+        }
+        if let Some((_, number)) = packet.split_first_chunk_mut::<4>()
+            && let Some(number) = number.first_chunk_mut()
+        {
+            *number = sequence.low().to_be_bytes();
+        }
+        let high = esn.then(|| sequence.high());
+        let iv = sequence.value().to_be_bytes();
+        let sealed = match self {
+            Self::Aead(aead) => seal_aead(aead, iv, high, packet),
+            Self::Gmac(aead) => seal_gmac(aead, iv, high, packet),
+            Self::Cbc(cipher, mac) => seal_cbc(cipher, mac, cipher.iv(sequence.value()), high, packet),
+            Self::Null(mac) => seal_null(mac, high, packet),
+        };
+        if sealed.is_some() { SealOutcome::Sealed } else { SealOutcome::BadLength }
+    }
+}
+
+impl Ready<'_, Decryptor> {
+    fn open(&self, op: &mut OpenOp<'_>) -> Outcome {
+        let OpenOp { key: _, sequence, esn, packet, outcome: _ } = op;
+        let high = esn.then(|| sequence::high(*sequence));
+        let right = match self {
+            Self::Aead(aead) => open_aead(aead, high, packet),
+            Self::Gmac(aead) => open_gmac(aead, high, packet),
+            Self::Cbc(cipher, mac) => open_cbc(cipher, mac, high, packet),
+            Self::Null(mac) => open_null(mac, high, packet),
+        };
+        match right {
+            Some(true) => Outcome::Opened,
+            Some(false) => Outcome::BadIcv,
+            None => Outcome::BadLength,
+        }
+    }
+}
+
+/// An AEAD packet in its parts.
+struct Parts<'p> {
+    header: &'p [u8; ESP_HEADER],
+    iv: &'p mut [u8; 8],
+    text: &'p mut [u8],
+    tag: &'p mut [u8; TAG],
+}
+
+impl<'p> Parts<'p> {
+    /// `None` when the packet is too short for them and a trailer.
+    fn of(packet: &'p mut [u8]) -> Option<Self> {
+        let (header, packet) = packet.split_first_chunk_mut()?;
+        let (iv, packet) = packet.split_first_chunk_mut()?;
+        let (text, tag) = packet.split_last_chunk_mut()?;
+        (text.len() >= TRAILER).then_some(Self { header, iv, text, tag })
+    }
+}
+
+/// RFC 4106 section 5, RFC 7634 section 2.1: the AAD is SPI and sequence number, the latter with 64 bits when it is
+/// extended.
+fn with_aad<T>(header: [u8; ESP_HEADER], high: Option<u32>, f: impl FnOnce(&[u8]) -> T) -> T {
+    match high {
+        None => f(&header),
+        Some(high) => {
+            let [s0, s1, s2, s3, l0, l1, l2, l3] = header;
+            let [h0, h1, h2, h3] = high.to_be_bytes();
+            f(&[s0, s1, s2, s3, h0, h1, h2, h3, l0, l1, l2, l3])
+        }
+    }
+}
+
+fn seal_aead(aead: &Aead<'_>, iv: [u8; 8], high: Option<u32>, packet: &mut [u8]) -> Option<()> {
+    let parts = Parts::of(packet)?;
+    *parts.iv = iv;
+    *parts.tag = with_aad(*parts.header, high, |aad| aead.seal(iv, aad, parts.text))?;
+    Some(())
+}
+
+fn open_aead(aead: &Aead<'_>, high: Option<u32>, packet: &mut [u8]) -> Option<bool> {
+    let parts = Parts::of(packet)?;
+    Some(with_aad(*parts.header, high, |aad| aead.open(*parts.iv, aad, parts.text, *parts.tag)))
+}
+
+fn seal_gmac(aead: &Aead<'_>, iv: [u8; 8], high: Option<u32>, packet: &mut [u8]) -> Option<()> {
+    *Parts::of(packet)?.iv = iv;
+    let tag = with_gmac_aad(high, packet, |aad| aead.seal(iv, aad, &mut []))??;
+    *packet.last_chunk_mut()? = tag;
+    Some(())
+}
+
+fn open_gmac(aead: &Aead<'_>, high: Option<u32>, packet: &mut [u8]) -> Option<bool> {
+    let parts = Parts::of(packet)?;
+    let (iv, tag) = (*parts.iv, *parts.tag);
+    let right = with_gmac_aad(high, packet, |aad| aead.open(iv, aad, &mut [], tag))?;
+    // The AAD with an extended number reached into the ICV's place.
+    *packet.last_chunk_mut()? = tag;
+    Some(right)
+}
+
+/// RFC 4543 section 3.3 with erratum 1821: the AAD is SPI, sequence number (64 bits when extended), IV and the whole
+/// payload to the trailer.
+///
+/// ring wants it in one piece. Without ESN it is: the packet up to the ICV. With ESN the packet behind the SPI moves
+/// up by the 4 bytes of the high half for the time of the call, into the place of the ICV, which the callers save or
+/// write afterwards.
+fn with_gmac_aad<T>(high: Option<u32>, packet: &mut [u8], f: impl FnOnce(&[u8]) -> T) -> Option<T> {
+    let end = packet.len().checked_sub(TAG)?;
+    let Some(high) = high else {
+        return packet.get(..end).map(f);
+    };
+    let moved = end.checked_add(4)?;
+    if end < ESP_HEADER || moved > packet.len() {
+        return None;
+    }
+    packet.copy_within(4..end, 8);
+    let (_, rest) = packet.split_first_chunk_mut::<4>()?;
+    *rest.first_chunk_mut()? = high.to_be_bytes();
+    let result = packet.get(..moved).map(f);
+    packet.copy_within(8..moved, 4);
+    result
+}
+
+fn seal_cbc(
+    cipher: &Encryptor,
+    mac: &MacKey,
+    iv: [u8; BLOCK],
+    high: Option<u32>,
+    packet: &mut [u8],
+) -> Option<()> {
+    let end = packet.len().checked_sub(usize::from(mac.icv_len()))?;
+    let (covered, icv) = packet.split_at_mut_checked(end)?;
+    let (_, behind) = covered.split_first_chunk_mut::<ESP_HEADER>()?;
+    let (iv_field, text) = behind.split_first_chunk_mut()?;
+    if text.is_empty() || text.len() % BLOCK != 0 {
+        return None;
+    }
+    *iv_field = iv;
+    cipher.encrypt(iv, text);
+    mac.sign(covered, high, icv);
+    Some(())
+}
+
+fn open_cbc(cipher: &Decryptor, mac: &MacKey, high: Option<u32>, packet: &mut [u8]) -> Option<bool> {
+    let end = packet.len().checked_sub(usize::from(mac.icv_len()))?;
+    let (covered, icv) = packet.split_at_mut_checked(end)?;
+    let text = covered.len().checked_sub(ESP_HEADER + BLOCK)?;
+    if text == 0 || text % BLOCK != 0 {
+        return None;
+    }
+    if !mac.verify(covered, high, icv) {
+        return Some(false);
+    }
+    let (_, behind) = covered.split_first_chunk_mut::<ESP_HEADER>()?;
+    let (iv, text) = behind.split_first_chunk_mut()?;
+    cipher.decrypt(*iv, text);
+    Some(true)
+}
+
+fn seal_null(mac: &MacKey, high: Option<u32>, packet: &mut [u8]) -> Option<()> {
+    let end = packet.len().checked_sub(usize::from(mac.icv_len()))?;
+    let (covered, icv) = packet.split_at_mut_checked(end)?;
+    mac.sign(covered, high, icv);
+    Some(())
+}
+
+fn open_null(mac: &MacKey, high: Option<u32>, packet: &mut [u8]) -> Option<bool> {
+    let end = packet.len().checked_sub(usize::from(mac.icv_len()))?;
+    let (covered, icv) = packet.split_at_mut_checked(end)?;
+    if covered.len() < ESP_HEADER + TRAILER {
+        return None;
+    }
+    Some(mac.verify(covered, high, icv))
+}
