@@ -174,3 +174,109 @@ fn mute_options_v6(options: &mut [u8]) -> Option<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::hex;
+
+    /// Made by scapy 2.8: `IP(src='192.0.2.1', dst='198.51.100.2', tos=0x2e, id=0x1234, flags='DF', ttl=63,
+    /// options=[IPOption_Router_Alert(), IPOption_NOP(), timestamp, security]) / AH(…)`, the header.
+    const V4: &str = "4b2e0058123440003f33f492c0000201c63364029404000001440805
+        00aabbccdd820b00000000000000000006";
+    /// The same after scapy's `zero_mutable_fields`: the timestamp is zeroed, the other options stay.
+    const V4_MUTED: &str = "4b0000581234000000330000c0000201c633640294040000010000
+        000000000000820b00000000000000000006";
+
+    /// Made by scapy 2.8: `IPv6(src='2001:db8::1', dst='2001:db8::2', tc=0x5a, fl=0xbeef1, hlim=9) /
+    /// IPv6ExtHdrHopByHop(options=[RouterAlert(value=3), mutable 0x3e 'hello']) /
+    /// IPv6ExtHdrDestOpt(options=[immutable 0x1e 'keep']) / AH(nh=17, spi=0x1000, seq=1, …)`.
+    const V6: &str = "65abeef10041000920010db800000000000000000000000120010db8000000000000000000000002
+        3c01050200033e0568656c6c6f01010033001e046b656570
+        1106000000001000000000010000000000000000000000000000000000000000";
+    /// The same after scapy's `zero_mutable_fields`.
+    const V6_MUTED: &str = "600000000041000020010db800000000000000000000000120010db8000000000000000000000002
+        3c01050200033e05000000000001010033001e046b656570
+        1106000000001000000000010000000000000000000000000000000000000000";
+    const V6_UPTO: usize = 64;
+
+    #[test]
+    fn mutes_v4_as_scapy_does() {
+        // The last byte is the first of the AH: what follows the header is not touched.
+        let mut header = hex(V4);
+        mute_v4(&mut header).unwrap();
+        assert_eq!(header, hex(V4_MUTED));
+    }
+
+    #[test]
+    fn mutes_v6_as_scapy_does() {
+        let mut headers = hex(V6);
+        mute_v6(&mut headers, V6_UPTO).unwrap();
+        assert_eq!(headers, hex(V6_MUTED));
+    }
+
+    /// RFC 4302 section 3.3.3.1.1: with a source route the destination is predictable, not immutable.
+    #[test]
+    fn unfinished_source_routes_are_refused() {
+        let mut header = hex(V4);
+        header[20..28].copy_from_slice(&[131, 7, 4, 10, 0, 0, 1, 0]);
+        assert_eq!(mute_v4(&mut header.clone()), None);
+        header[22] = 8;
+        mute_v4(&mut header).unwrap();
+        assert_eq!(header[20..28], [0; 8]);
+    }
+
+    #[test]
+    fn malformed_headers_are_not_muted() {
+        for (at, value) in [(0, 0x44), (0, 0x6b), (0, 0x4f), (21, 1), (21, 0), (21, 60), (26, 32)] {
+            let mut header = hex(V4);
+            header[at] = value;
+            assert_eq!(mute_v4(&mut header), None, "byte {at} = {value}");
+        }
+        assert_eq!(mute_v4(&mut []), None);
+    }
+
+    #[test]
+    fn chains_that_are_not_predictable_are_refused() {
+        let cases = [(0, 0x45), (6, 43), (6, 44), (6, 17), (41, 9), (47, 30), (56, 17), (59, 5)];
+        for (at, value) in cases {
+            let mut headers = hex(V6);
+            headers[at] = value;
+            assert_eq!(mute_v6(&mut headers, V6_UPTO), None, "byte {at} = {value}");
+        }
+        for upto in [0, 39, 40, 48, 56, 63, 65, 1000] {
+            assert_eq!(mute_v6(&mut hex(V6), upto), None, "AH at {upto}");
+        }
+    }
+
+    #[test]
+    fn header_of_scapy() {
+        let packet = hex(V6);
+        let header = Header::parse(&packet[V6_UPTO..]).unwrap();
+        let expected = Header { next_header: Protocol::UDP, spi: Spi(0x1000), sequence: 1, icv_len: 20 };
+        assert_eq!(header, expected);
+        let mut out = [0xa5; 33];
+        let sent = Header { icv_len: 16, ..header };
+        assert_eq!(sent.emit(&mut out, true), Some(32));
+        assert_eq!(out[..32], packet[V6_UPTO..]);
+        assert_eq!(out[32], 0xa5);
+    }
+
+    /// RFC 4302 section 2.2: for an ICV of 96 bits the payload length is 4; sections 2.6 and 3.3.3.2.1 on padding.
+    #[test]
+    fn lengths_are_padded_for_the_family() {
+        for (icv_len, v4, v6) in [(12, 24, 24), (16, 28, 32), (24, 36, 40), (32, 44, 48), (13, 28, 32)] {
+            assert_eq!((header_len(icv_len, false), header_len(icv_len, true)), (v4, v6), "ICV of {icv_len}");
+        }
+        let header = Header { next_header: Protocol::TCP, spi: Spi(256), sequence: 7, icv_len: 12 };
+        let mut out = [0xa5; 24];
+        header.emit(&mut out, false).unwrap();
+        assert_eq!(out[1], 4);
+        assert_eq!(Header::parse(&out), Ok(header));
+        assert_eq!(Header::parse(&out[..23]), Err(Malformed::Truncated));
+        out[1] = 0;
+        assert_eq!(Header::parse(&out), Err(Malformed::HeaderLength));
+        assert_eq!(icv_range(16), 12..28);
+        assert_eq!(Header { icv_len: usize::MAX, ..header }.emit(&mut out, true), None);
+    }
+}

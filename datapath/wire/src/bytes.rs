@@ -42,3 +42,11 @@ pub fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) -> Optio
     *array_at_mut(bytes, at)? = value;
     Some(())
 }
+
+/// The bytes of a test vector written in hexadecimal; white space is ignored.
+#[cfg(test)]
+pub fn hex(text: &str) -> std::vec::Vec<u8> {
+    let digits: std::vec::Vec<u32> =
+        text.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16).unwrap()).collect();
+    digits.chunks_exact(2).map(|pair| u8::try_from(pair[0] << 4 | pair[1]).unwrap()).collect()
+}

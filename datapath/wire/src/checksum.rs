@@ -86,3 +86,40 @@ const fn widen(word: u16) -> u64 {
     let [high, low] = word.to_be_bytes();
     u64::from_be_bytes([0, 0, 0, 0, 0, 0, high, low])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 1071 section 3, the numerical example: 2-byte sum 2ddf0 in either order of the pieces, ddf2 folded.
+    #[test]
+    fn example_of_rfc_1071() {
+        let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
+        assert_eq!(fold(sum(&bytes)), 0xddf2);
+        assert_eq!(finish(sum(&bytes)), 0x220d);
+    }
+
+    /// RFC 1624 section 4, the example that RFC 1141 got wrong: HC = dd2f, m = 5555, m' = 3285 gives 0000.
+    #[test]
+    fn example_of_rfc_1624() {
+        assert_eq!(update_u16(0xdd2f, 0x5555, 0x3285), 0x0000);
+        assert_eq!(update_u32(0xdd2f, 0x5555_0000, 0x3285_0000), 0x0000);
+        assert_eq!(update_u32(0xdd2f, 0x1234_5555, 0x1234_3285), 0x0000);
+    }
+
+    #[test]
+    fn odd_pieces_join_as_their_bytes_do() {
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8, 9];
+        for a in 0..bytes.len() {
+            for b in a..bytes.len() {
+                let pieces = [&bytes[..a], &bytes[a..b], &bytes[b..]];
+                assert_eq!(fold(sum_slices(&pieces)), fold(sum(&bytes)), "{a} {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn zero_folds_from_zero_only() {
+        assert_eq!((fold(0), fold(0xffff), fold(0x1_fffe), fold(u64::MAX)), (0, 0xffff, 0xffff, 0xffff));
+    }
+}

@@ -90,3 +90,54 @@ pub fn trailer(plaintext: &[u8]) -> Result<Trailer, BadTrailer> {
     }
     Ok(Trailer { pad_len: *pad_len, next_header: Protocol(*next_header), payload_len })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn header_is_big_endian() {
+        let header = Header { spi: Spi(0x0102_0304), sequence: 0x0506_0708 };
+        let mut out = [0xa5; HEADER_LEN + 1];
+        header.emit(&mut out).unwrap();
+        assert_eq!(out, [1, 2, 3, 4, 5, 6, 7, 8, 0xa5]);
+        assert_eq!(Header::parse(&out), Some(header));
+        assert_eq!(Header::parse(&out[..7]), None);
+        assert_eq!(header.emit(&mut out[..7]), None);
+    }
+
+    /// RFC 4303 section 2.4: payload, padding and trailer end on a block and on a 4-byte word.
+    #[test]
+    fn padding_fills_blocks_and_words() {
+        let cases =
+            [(0, 1, 2), (2, 4, 0), (3, 4, 3), (14, 16, 0), (15, 16, 15), (16, 16, 14), (255, 256, 255)];
+        for (payload, block, pad) in cases {
+            assert_eq!(padding(payload, block), pad, "{payload} bytes, block {block}");
+        }
+        assert_eq!(padding(usize::MAX, 16), 15);
+    }
+
+    /// RFC 4303 section 2.4: "the first padding byte appended to the plaintext is numbered 1".
+    #[test]
+    fn trailer_counts_up() {
+        let mut out = [0xa5; 6];
+        write_trailer(&mut out, Protocol::IPV4).unwrap();
+        assert_eq!(out, [1, 2, 3, 4, 4, 4]);
+        let expected = Trailer { pad_len: 4, next_header: Protocol::IPV4, payload_len: 0 };
+        assert_eq!(trailer(&out), Ok(expected));
+        let mut longest = [0xa5; 257];
+        write_trailer(&mut longest, Protocol::NONE).unwrap();
+        assert_eq!(trailer(&longest).unwrap().pad_len, 255);
+        assert_eq!(write_trailer(&mut [0xa5; 258], Protocol::NONE), None);
+        assert_eq!(write_trailer(&mut [0xa5; 1], Protocol::NONE), None);
+    }
+
+    #[test]
+    fn bad_trailers_are_named() {
+        assert_eq!(trailer(&[4]), Err(BadTrailer::Truncated));
+        assert_eq!(trailer(&[1, 2, 3, 4]), Err(BadTrailer::PadLength));
+        assert_eq!(trailer(&[1, 3, 2, 4]), Err(BadTrailer::PadBytes));
+        assert_eq!(trailer(&[0, 0, 2, 4]), Err(BadTrailer::PadBytes));
+        assert_eq!(trailer(&[0, 4]).map(|trailer| trailer.payload_len), Ok(0));
+    }
+}

@@ -70,3 +70,34 @@ impl Header {
 pub fn parse(frame: &[u8]) -> Option<Header> {
     Header::parse(frame)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::format;
+
+    use super::*;
+    use crate::bytes::hex;
+
+    /// Made by scapy 2.8: `Ether(dst='02:00:5e:10:00:01', src='aa:bb:cc:dd:ee:ff', type=0x86dd)`.
+    #[test]
+    fn header_of_scapy() {
+        let frame = hex("02005e100001aabbccddeeff86dd");
+        let header = Header::parse(&frame).unwrap();
+        assert_eq!(
+            format!("{} {}", header.destination, header.source),
+            "02:00:5e:10:00:01 aa:bb:cc:dd:ee:ff"
+        );
+        assert_eq!(header.ethertype, EtherType::IPV6);
+        let mut out = [0xa5; LEN + 1];
+        header.emit(&mut out).unwrap();
+        assert_eq!((&out[..LEN], out[LEN]), (frame.as_slice(), 0xa5));
+        assert_eq!(header.emit(&mut out[..LEN - 1]), None);
+    }
+
+    #[test]
+    fn group_addresses_are_not_unicast() {
+        assert!(Mac([2, 0, 0, 0, 0, 1]).is_unicast());
+        assert!(!Mac([0x33, 0x33, 0, 0, 0, 1]).is_unicast());
+        assert!(!Mac::BROADCAST.is_unicast());
+    }
+}

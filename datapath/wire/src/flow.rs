@@ -146,3 +146,107 @@ fn ports(protocol: Protocol, fragment: Fragment, payload: &[u8]) -> Option<(u16,
 fn narrow(len: usize) -> Result<u16, Malformed> {
     u16::try_from(len).map_err(|_| Malformed::TotalLength)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::hex;
+
+    /// Made by scapy 2.8: `IP(src='10.1.2.3', dst='10.4.5.6', tos=0xb8, id=0x4242, flags='DF', ttl=64) /
+    /// UDP(sport=53, dport=5353) / b'abc'`.
+    const UDP_V4: &str = "45b8001f424240004011dcc60a0102030a040506003514e9000b0b4a616263";
+    /// Made by scapy 2.8: hop-by-hop options, routing, first fragment, destination options, TCP(1024, 443).
+    const CHAIN_V6: &str = "600000000044004020010db800000000000000000000000120010db8000000000000000000000002
+        2b000502000001002c0200010000000020010db80000000000000000000000093c000001deadbeef0600010400000000
+        040001bb0000000000000000500220002eac0000";
+
+    fn udp_v4() -> Flow {
+        Flow {
+            source: [10, 1, 2, 3].into(),
+            destination: [10, 4, 5, 6].into(),
+            protocol: Protocol::UDP,
+            source_port: 53,
+            destination_port: 5353,
+            ports_known: true,
+            header_len: 20,
+            next_header_at: 9,
+            total_len: 31,
+            tos: 0xb8,
+            ttl: 64,
+            dont_fragment: true,
+            fragment: Fragment::No,
+        }
+    }
+
+    #[test]
+    fn reads_v4() {
+        assert_eq!(Flow::parse(&hex(UDP_V4)), Ok(udp_v4()));
+    }
+
+    #[test]
+    fn reads_v6_behind_extension_headers() {
+        let expected = Flow {
+            source: IpAddr::V6("2001:db8::1".parse().unwrap()),
+            destination: IpAddr::V6("2001:db8::2".parse().unwrap()),
+            protocol: Protocol::TCP,
+            source_port: 1024,
+            destination_port: 443,
+            ports_known: true,
+            header_len: 88,
+            next_header_at: 80,
+            total_len: 108,
+            tos: 0,
+            ttl: 64,
+            dont_fragment: true,
+            fragment: Fragment::First,
+        };
+        assert_eq!(Flow::parse(&hex(CHAIN_V6)), Ok(expected));
+    }
+
+    /// RFC 4301 section 4.4.1.1: the ports of later fragments are opaque.
+    #[test]
+    fn ports_are_known_where_they_are() {
+        let unknown = Flow { source_port: 0, destination_port: 0, ports_known: false, ..udp_v4() };
+        let mut later = hex(UDP_V4);
+        later[7] = 185;
+        assert_eq!(Flow::parse(&later), Ok(Flow { fragment: Fragment::Later, ..unknown }));
+        let mut first = hex(UDP_V4);
+        first[6] = 0x20;
+        let expected = Flow { fragment: Fragment::First, dont_fragment: false, ..udp_v4() };
+        assert_eq!(Flow::parse(&first), Ok(expected));
+        // The bytes of the ports are there, but beyond the packet.
+        let mut short = hex(UDP_V4);
+        short[3] = 23;
+        assert_eq!(Flow::parse(&short), Ok(Flow { total_len: 23, ..unknown }));
+        let mut esp = hex(UDP_V4);
+        esp[9] = Protocol::ESP.0;
+        assert_eq!(Flow::parse(&esp), Ok(Flow { protocol: Protocol::ESP, ..unknown }));
+    }
+
+    /// RFC 4301 section 4.4.1.1: message type and code, type in the high byte.
+    #[test]
+    fn icmp_type_and_code_stand_for_ports() {
+        let mut packet = hex(UDP_V4);
+        (packet[9], packet[20], packet[21]) = (Protocol::ICMP.0, 3, 4);
+        let flow = Flow::parse(&packet).unwrap();
+        assert_eq!((flow.source_port, flow.destination_port, flow.ports_known), (0x0304, 0x0304, true));
+    }
+
+    /// RFC 6946: a fragment header alone does not make a fragment.
+    #[test]
+    fn atomic_fragment_is_whole() {
+        let mut packet = hex(CHAIN_V6);
+        packet[75] = 0;
+        assert_eq!(Flow::parse(&packet).unwrap().fragment, Fragment::No);
+    }
+
+    #[test]
+    fn refuses_what_is_no_packet() {
+        assert_eq!(Flow::parse(&[]), Err(Malformed::Truncated));
+        assert_eq!(Flow::parse(&[0x15; 40]), Err(Malformed::Version));
+        assert_eq!(Flow::parse(&hex(UDP_V4)[..30]), Err(Malformed::Truncated));
+        let mut jumbo = std::vec![0; 40 + 65_535];
+        (jumbo[0], jumbo[4], jumbo[5]) = (0x60, 0xff, 0xff);
+        assert_eq!(Flow::parse(&jumbo), Err(Malformed::TotalLength));
+    }
+}

@@ -135,3 +135,108 @@ fn is_host_v4(address: Ipv4Addr) -> bool {
     let [first, ..] = address.octets();
     first != 0 && first < 224 && !address.is_loopback()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::hex;
+
+    const UDP_V4: &str = "45b8001f424240004011dcc60a0102030a040506003514e9000b0b4a616263";
+    const UDP_V6: &str = "65abeef10013110920010db800000000000000000000000120010db8000000000000000000000002
+        119401f400134d116f6464206c656e67746821";
+    const FROM_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+    const FROM_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xff);
+
+    /// DP-5. Made by scapy 2.8: `IP(src='10.0.0.1', dst='10.1.2.3', tos=0xc0, ttl=64, id=0, flags='DF') /
+    /// ICMP(type=3, code=4, nexthopmtu=1400) / original`, and with `ICMP(type=11, code=0)`.
+    #[test]
+    fn dp_5_errors_of_scapy_over_v4() {
+        let mut out = [0xa5; 64];
+        let len = too_big_v4(&hex(UDP_V4), 1400, FROM_V4, &mut out).unwrap();
+        let expected = "45c0003b00004000400123fe0a0000010a010203030412ae00000578";
+        assert_eq!(out[..len], [hex(expected), hex(UDP_V4)].concat());
+        assert!(out[len..].iter().all(|byte| *byte == 0xa5));
+        let len = time_exceeded_v4(&hex(UDP_V4), FROM_V4, &mut out).unwrap();
+        let expected = "45c0003b00004000400123fe0a0000010a0102030b00102a00000000";
+        assert_eq!(out[..len], [hex(expected), hex(UDP_V4)].concat());
+        assert_eq!(too_big_v4(&hex(UDP_V4), 1400, FROM_V4, &mut out[..len - 1]), None);
+    }
+
+    /// DP-5. Made by scapy 2.8: `IPv6(src='2001:db8::ff', dst='2001:db8::1', hlim=64) /
+    /// ICMPv6PacketTooBig(mtu=1400) / original`, and with `ICMPv6TimeExceeded()`.
+    #[test]
+    fn dp_5_errors_of_scapy_over_v6() {
+        let ip = "6000000000433a4020010db80000000000000000000000ff20010db8000000000000000000000001";
+        let mut out = [0xa5; 128];
+        let len = too_big_v6(&hex(UDP_V6), 1400, FROM_V6, &mut out).unwrap();
+        assert_eq!(out[..len], [hex(ip), hex("0200360300000578"), hex(UDP_V6)].concat());
+        assert!(out[len..].iter().all(|byte| *byte == 0xa5));
+        let len = time_exceeded_v6(&hex(UDP_V6), FROM_V6, &mut out).unwrap();
+        assert_eq!(out[..len], [hex(ip), hex("03003a7b00000000"), hex(UDP_V6)].concat());
+    }
+
+    /// RFC 1812 section 4.3.2.3 and RFC 4443 section 2.4 (c): 576 and 1280 bytes at most; padding is not quoted.
+    #[test]
+    fn quotes_are_bounded() {
+        let mut long = hex(UDP_V4);
+        ip4::set_total_len(&mut long, 1500).unwrap();
+        long.resize(1514, 0x5a);
+        assert_eq!(too_big_v4(&long, 1400, FROM_V4, &mut [0xa5; 2000]), Some(MAX_V4));
+        let mut long = hex(UDP_V6);
+        ip6::set_payload_len(&mut long, 1460).unwrap();
+        long.resize(1514, 0x5a);
+        assert_eq!(too_big_v6(&long, 1400, FROM_V6, &mut [0xa5; 2000]), Some(MAX_V6));
+        let padded = [hex(UDP_V4), [0; 15].to_vec()].concat();
+        assert_eq!(too_big_v4(&padded, 1400, FROM_V4, &mut [0xa5; 2000]), Some(28 + 31));
+    }
+
+    /// RFC 1122 section 3.2.2.
+    #[test]
+    fn no_error_about_these_over_v4() {
+        let refused = |why: &str, change: &dyn Fn(&mut [u8])| {
+            let mut packet = hex(UDP_V4);
+            change(&mut packet);
+            assert_eq!(too_big_v4(&packet, 1400, FROM_V4, &mut [0xa5; 600]), None, "{why}");
+            assert_eq!(time_exceeded_v4(&packet, FROM_V4, &mut [0xa5; 600]), None, "{why}");
+        };
+        for kind in [3, 4, 5, 11, 12] {
+            refused("ICMP error", &|packet| (packet[9], packet[20]) = (1, kind));
+        }
+        refused("later fragment", &|packet| packet[7] = 1);
+        for address in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 5], [240, 0, 0, 1], [255; 4]] {
+            refused("source", &|packet| packet[12..16].copy_from_slice(&address));
+        }
+        for address in [[0, 0, 0, 0], [224, 0, 0, 5], [255; 4]] {
+            refused("destination", &|packet| packet[16..20].copy_from_slice(&address));
+        }
+        let mut echo = hex(UDP_V4);
+        (echo[9], echo[20]) = (1, 8);
+        assert!(too_big_v4(&echo, 1400, FROM_V4, &mut [0xa5; 600]).is_some(), "echo request");
+        let mut first = hex(UDP_V4);
+        first[6] = 0x20;
+        assert!(too_big_v4(&first, 1400, FROM_V4, &mut [0xa5; 600]).is_some(), "first fragment");
+    }
+
+    /// RFC 4443 section 2.4 (e).
+    #[test]
+    fn no_error_about_these_over_v6() {
+        let refused = |why: &str, change: &dyn Fn(&mut [u8])| {
+            let mut packet = hex(UDP_V6);
+            change(&mut packet);
+            assert_eq!(too_big_v6(&packet, 1400, FROM_V6, &mut [0xa5; 600]), None, "{why}");
+            assert_eq!(time_exceeded_v6(&packet, FROM_V6, &mut [0xa5; 600]), None, "{why}");
+        };
+        for kind in [0, 1, 2, 3, 4, 127, 137] {
+            refused("ICMPv6 error or redirect", &|packet| (packet[6], packet[40]) = (58, kind));
+        }
+        refused("ICMPv6 without a type", &|packet| (packet[5], packet[6]) = (0, 58));
+        refused("later fragment", &|packet| (packet[6], packet[43]) = (44, 8));
+        refused("multicast source", &|packet| packet[8] = 0xff);
+        refused("unspecified source", &|packet| packet[8..24].fill(0));
+        refused("multicast destination", &|packet| packet[24] = 0xff);
+        refused("unspecified destination", &|packet| packet[24..40].fill(0));
+        let mut echo = hex(UDP_V6);
+        (echo[6], echo[40]) = (58, 128);
+        assert!(too_big_v6(&echo, 1400, FROM_V6, &mut [0xa5; 600]).is_some(), "echo request");
+    }
+}

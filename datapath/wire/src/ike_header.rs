@@ -58,3 +58,32 @@ impl Header {
         bytes::put(out, 24, self.length.to_be_bytes())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 7296 section 3.1, figure 4: an IKE_SA_INIT request of 28 bytes.
+    #[test]
+    fn fields_lie_where_the_figure_has_them() {
+        let header = Header {
+            initiator_spi: [1, 2, 3, 4, 5, 6, 7, 8],
+            responder_spi: [0; 8],
+            next_payload: 33,
+            major: 2,
+            minor: 0,
+            exchange: 34,
+            flags: 0x08,
+            message_id: 0x0102_0304,
+            length: 28,
+        };
+        let expected =
+            [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0, 33, 0x20, 34, 8, 1, 2, 3, 4, 0, 0, 0, 28];
+        let mut out = [0xa5; LEN];
+        header.emit(&mut out).unwrap();
+        assert_eq!(out, expected);
+        assert_eq!(Header::parse(&out), Some(header));
+        assert_eq!(Header::parse(&out[..LEN - 1]), None);
+        assert_eq!(header.emit(&mut out[..LEN - 1]), None);
+    }
+}

@@ -310,3 +310,137 @@ fn replace(head: &mut [u8; MIN_LEN], at: usize, new: [u8; 2]) -> Option<()> {
     [head[10], head[11]] = checksum::update_u16(check, old, u16::from_be_bytes(new)).to_be_bytes();
     Some(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::hex;
+
+    /// Made by scapy 2.8: `IP(src='10.1.2.3', dst='10.4.5.6', tos=0xb8, id=0x4242, flags='DF', ttl=64) /
+    /// UDP(sport=53, dport=5353) / b'abc'`.
+    const UDP: &str = "45b8001f424240004011dcc60a0102030a040506003514e9000b0b4a616263";
+
+    fn header() -> Header {
+        Header {
+            source: Ipv4Addr::new(10, 1, 2, 3),
+            destination: Ipv4Addr::new(10, 4, 5, 6),
+            protocol: Protocol::UDP,
+            ttl: 64,
+            tos: 0xb8,
+            id: 0x4242,
+            dont_fragment: true,
+        }
+    }
+
+    #[test]
+    fn emits_what_scapy_emits() {
+        let packet = hex(UDP);
+        let mut out = [0xa5; MIN_LEN + 1];
+        header().emit(&mut out, 11).unwrap();
+        assert_eq!((&out[..MIN_LEN], out[MIN_LEN]), (&packet[..MIN_LEN], 0xa5));
+        assert_eq!(header().emit(&mut out[..MIN_LEN - 1], 11), None);
+        assert_eq!(header().emit(&mut out, 65_515), Some(()));
+        assert_eq!(header().emit(&mut out, 65_516), None);
+        assert_eq!(header().emit(&mut out, usize::MAX), None);
+    }
+
+    #[test]
+    fn view_of_a_padded_packet() {
+        let mut packet = hex(UDP);
+        packet.extend([0xff; 15]);
+        let view = View::parse(&packet).unwrap();
+        assert!(view.checksum_ok());
+        assert_eq!((view.header_len(), view.total_len(), view.payload().len()), (20, 31, 11));
+        assert_eq!((view.dont_fragment(), view.more_fragments(), view.fragment_offset()), (true, false, 0));
+        packet[8] ^= 1;
+        assert!(!View::parse(&packet).unwrap().checksum_ok());
+    }
+
+    #[test]
+    fn lengths_that_contradict_are_named() {
+        let cases: [(usize, u8, Malformed); 5] = [
+            (0, 0x65, Malformed::Version),
+            (0, 0x44, Malformed::HeaderLength),
+            (0, 0x4f, Malformed::TotalLength),
+            (3, 19, Malformed::TotalLength),
+            (3, 32, Malformed::Truncated),
+        ];
+        for (at, value, expected) in cases {
+            let mut packet = hex(UDP);
+            packet[at] = value;
+            assert_eq!(View::parse(&packet).unwrap_err(), expected, "byte {at} = {value}");
+        }
+        assert_eq!(View::parse(&hex(UDP)[..19]).unwrap_err(), Malformed::Truncated);
+    }
+
+    #[test]
+    fn changes_give_what_building_gives() {
+        let mut changed = hex(UDP);
+        let to = Header {
+            source: Ipv4Addr::new(192, 0, 2, 1),
+            destination: Ipv4Addr::new(198, 51, 100, 255),
+            protocol: Protocol::ESP,
+            ttl: 63,
+            tos: 3,
+            id: 0x4242,
+            dont_fragment: true,
+        };
+        set_addresses(&mut changed, to.source, to.destination).unwrap();
+        set_protocol(&mut changed, to.protocol).unwrap();
+        decrement_ttl(&mut changed).unwrap();
+        set_tos(&mut changed, to.tos).unwrap();
+        set_total_len(&mut changed, 1420).unwrap();
+        let mut built = [0xa5; MIN_LEN];
+        to.emit(&mut built, 1400).unwrap();
+        assert_eq!(changed[..MIN_LEN], built);
+    }
+
+    /// RFC 1812 section 5.3.1: a packet whose TTL would become zero is not forwarded.
+    #[test]
+    fn ttl_stops_at_one() {
+        for (ttl, after) in [(0, None), (1, None), (2, Some(1)), (255, Some(254))] {
+            let mut packet = [0xa5; MIN_LEN];
+            Header { ttl, ..header() }.emit(&mut packet, 0).unwrap();
+            let done = decrement_ttl(&mut packet);
+            assert_eq!(done.map(|()| packet[8]), after);
+        }
+    }
+
+    /// DP-5: a datagram cut into fragments as RFC 791 section 3.2 says joins to the original again.
+    #[test]
+    fn dp_5_fragments_join() {
+        let payload: std::vec::Vec<u8> = (0..=255).cycle().take(3001).collect();
+        let room = fragment_payload_len(MIN_LEN, 1400).unwrap();
+        assert_eq!(room, 1376);
+        let mut joined = [0xa5; 3001];
+        for (n, part) in payload.chunks(room).enumerate() {
+            let mut fragment = [0xa5; 1400];
+            Header { dont_fragment: false, ..header() }.emit(&mut fragment, part.len()).unwrap();
+            fragment[MIN_LEN..MIN_LEN + part.len()].copy_from_slice(part);
+            let more = (n + 1) * room < payload.len();
+            set_fragment(&mut fragment, Some(7), n * room, more).unwrap();
+            let view = View::parse(&fragment).unwrap();
+            assert!(view.checksum_ok() && view.id() == 7 && view.more_fragments() == more);
+            let at = usize::from(view.fragment_offset());
+            joined[at..at + view.payload().len()].copy_from_slice(view.payload());
+        }
+        assert_eq!(joined.as_slice(), payload);
+        assert_eq!(fragment_payload_len(20, 27), None);
+        assert_eq!(fragment_payload_len(20, 28), Some(8));
+        assert_eq!(fragment_payload_len(60, 20), None);
+    }
+
+    /// RFC 791 section 3.1: router alert (148) and security (130) carry the copied flag, record route (7) does not.
+    #[test]
+    fn options_with_the_copied_flag_are_copied() {
+        let options = [7, 7, 4, 0, 0, 0, 0, OPTION_NOP, 148, 4, 0, 0, 130, 3, 9, OPTION_END];
+        let mut out = [0xa5; 12];
+        assert_eq!(copied_options(&options, &mut out), Some(8));
+        assert_eq!(out, [148, 4, 0, 0, 130, 3, 9, OPTION_END, 0xa5, 0xa5, 0xa5, 0xa5]);
+        assert_eq!(copied_options(&options, &mut out[..7]), None);
+        assert_eq!(copied_options(&[148, 5, 0, 0], &mut out), None);
+        assert_eq!(copied_options(&[148, 1], &mut out), None);
+        assert_eq!(copied_options(&[148], &mut out), None);
+        assert_eq!(copied_options(&[], &mut out), Some(0));
+    }
+}

@@ -232,3 +232,122 @@ pub fn upper(packet: &[u8]) -> Result<Upper, Malformed> {
     }
     Err(Malformed::TooManyHeaders)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::hex;
+
+    /// Made by scapy 2.8: `IPv6(src='2001:db8::1', dst='2001:db8::2', tc=0x5a, fl=0xbeef1, hlim=9) /
+    /// UDP(sport=4500, dport=500) / b'odd length!'`.
+    const UDP: &str = "65abeef10013110920010db800000000000000000000000120010db8000000000000000000000002
+        119401f400134d116f6464206c656e67746821";
+
+    /// Made by scapy 2.8: `IPv6(…) / IPv6ExtHdrHopByHop(options=[RouterAlert()]) /
+    /// IPv6ExtHdrRouting(addresses=['2001:db8::9']) / IPv6ExtHdrFragment(offset=0, m=1, id=0xdeadbeef) /
+    /// IPv6ExtHdrDestOpt() / TCP(sport=1024, dport=443)`.
+    const CHAIN: &str = "600000000044004020010db800000000000000000000000120010db8000000000000000000000002
+        2b000502000001002c0200010000000020010db80000000000000000000000093c000001deadbeef0600010400000000
+        040001bb0000000000000000500220002eac0000";
+
+    #[test]
+    fn view_and_header_agree_with_scapy() {
+        let packet = hex(UDP);
+        let view = View::parse(&packet).unwrap();
+        let header = Header {
+            source: "2001:db8::1".parse().unwrap(),
+            destination: "2001:db8::2".parse().unwrap(),
+            next_header: Protocol::UDP,
+            hop_limit: 9,
+            traffic_class: 0x5a,
+            flow_label: 0xbeef1,
+        };
+        assert_eq!((view.source(), view.destination()), (header.source, header.destination));
+        assert_eq!((view.traffic_class(), view.flow_label(), view.hop_limit()), (0x5a, 0xbeef1, 9));
+        assert_eq!((view.next_header(), view.payload_len()), (Protocol::UDP, 19));
+        let mut out = [0xa5; LEN + 1];
+        header.emit(&mut out, 19).unwrap();
+        assert_eq!((&out[..LEN], out[LEN]), (&packet[..LEN], 0xa5));
+        assert_eq!(header.emit(&mut out[..LEN - 1], 19), None);
+        assert_eq!(header.emit(&mut out, 65_536), None);
+    }
+
+    #[test]
+    fn view_refuses_what_does_not_fit() {
+        let packet = hex(UDP);
+        assert_eq!(View::parse(&packet[..39]).unwrap_err(), Malformed::Truncated);
+        assert_eq!(View::parse(&packet[..58]).unwrap_err(), Malformed::Truncated);
+        let mut packet = packet;
+        packet[0] = 0x45;
+        assert_eq!(View::parse(&packet).unwrap_err(), Malformed::Version);
+    }
+
+    #[test]
+    fn walks_a_chain_of_scapy() {
+        let packet = hex(CHAIN);
+        let fragment = Some(Fragment { offset: 0, more: true, id: 0xdead_beef });
+        let expected = Upper { protocol: Protocol::TCP, offset: 88, next_header_at: 80, fragment };
+        assert_eq!(upper(&packet), Ok(expected));
+    }
+
+    /// Made by scapy 2.8: `IPv6(…) / IPv6ExtHdrFragment(offset=185, m=0, id=0xdeadbeef, nh=17) / b'tail'`.
+    #[test]
+    fn later_fragment_ends_the_walk() {
+        let mut packet = hex("60000000000c2c4020010db800000000000000000000000120010db80000000000000000000000
+            02110005c8deadbeef7461696c");
+        let fragment = Some(Fragment { offset: 1480, more: false, id: 0xdead_beef });
+        let expected = Upper { protocol: Protocol::UDP, offset: 48, next_header_at: 40, fragment };
+        assert_eq!(upper(&packet), Ok(expected));
+        // What follows is data even if the fragment header names an extension header.
+        packet[40] = Protocol::DEST_OPTIONS.0;
+        assert_eq!(upper(&packet), Ok(Upper { protocol: Protocol::DEST_OPTIONS, ..expected }));
+    }
+
+    /// A packet of `count` empty destination options and then UDP.
+    fn options(count: u8) -> std::vec::Vec<u8> {
+        let mut packet = hex(UDP)[..LEN].to_vec();
+        packet[6] = Protocol::DEST_OPTIONS.0;
+        packet[4..6].copy_from_slice(&(u16::from(count) * 8).to_be_bytes());
+        for left in (0..count).rev() {
+            let next = if left == 0 { Protocol::UDP } else { Protocol::DEST_OPTIONS };
+            packet.extend([next.0, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        packet
+    }
+
+    #[test]
+    fn walk_is_bounded() {
+        assert_eq!(upper(&options(8)).unwrap().offset, 104);
+        assert_eq!(upper(&options(9)), Err(Malformed::TooManyHeaders));
+    }
+
+    #[test]
+    fn headers_must_fit_and_be_in_order() {
+        let mut late = options(2);
+        late[40] = Protocol::HOP_BY_HOP.0;
+        assert_eq!(upper(&late), Err(Malformed::NextHeader));
+        let mut long = options(2);
+        long[49] = 1;
+        assert_eq!(upper(&long), Err(Malformed::Truncated));
+        let mut twice = options(2);
+        (twice[6], twice[40]) = (Protocol::FRAGMENT.0, Protocol::FRAGMENT.0);
+        twice[42..44].fill(0);
+        assert_eq!(upper(&twice), Err(Malformed::NextHeader));
+        let mut nothing = options(1);
+        nothing[5] = 0;
+        assert_eq!(upper(&nothing), Err(Malformed::Truncated));
+    }
+
+    /// RFC 8200 section 3: a packet whose hop limit would become zero is not forwarded.
+    #[test]
+    fn hop_limit_stops_at_one() {
+        let mut packet = hex(UDP);
+        for expected in [8, 7, 6, 5, 4, 3, 2, 1] {
+            decrement_hop_limit(&mut packet).unwrap();
+            assert_eq!(packet[7], expected);
+        }
+        assert_eq!(decrement_hop_limit(&mut packet), None);
+        packet[7] = 0;
+        assert_eq!(decrement_hop_limit(&mut packet), None);
+    }
+}

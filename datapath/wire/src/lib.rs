@@ -15,6 +15,9 @@ mod bytes;
 pub mod checksum;
 pub mod esp;
 pub mod ether;
+#[cfg(any(test, feature = "exercise"))]
+#[doc(hidden)]
+pub mod exercise;
 pub mod flow;
 pub mod icmp;
 pub mod ids;

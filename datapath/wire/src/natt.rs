@@ -29,3 +29,21 @@ pub fn classify(udp_payload: &[u8]) -> Natt {
         _ => Natt::Malformed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 3948 sections 2.1 to 2.3.
+    #[test]
+    fn sorts_the_three_kinds() {
+        assert_eq!(classify(&[0xff]), Natt::Keepalive);
+        assert_eq!(classify(&[0, 0, 0, 0]), Natt::Ike);
+        assert_eq!(classify(&[0, 0, 0, 0, 1, 2, 3, 4, 5]), Natt::Ike);
+        assert_eq!(classify(&[0, 0, 1, 0, 0, 0, 0, 1]), Natt::Esp);
+        assert_eq!(classify(&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 1]), Natt::Esp);
+        for short in [&[][..], &[0], &[0xfe], &[0, 0, 0], &[0xff, 0xff], &[0, 0, 1, 0, 0, 0, 0]] {
+            assert_eq!(classify(short), Natt::Malformed, "{short:?}");
+        }
+    }
+}

@@ -65,3 +65,44 @@ fn never_zero(sum: u64) -> u16 {
         check => check,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bytes::hex;
+
+    /// Made by scapy 2.8: `IP(src='10.1.2.3', dst='10.4.5.6') / UDP(sport=53, dport=5353) / b'abc'`.
+    #[test]
+    fn checksum_of_scapy_over_v4() {
+        let mut datagram = hex("003514e9000b0b4a616263");
+        let header = Header { source_port: 53, destination_port: 5353, length: 11, checksum: 0x0b4a };
+        assert_eq!(Header::parse(&datagram), Some(header));
+        let (source, destination) = ([10, 1, 2, 3].into(), [10, 4, 5, 6].into());
+        assert_eq!(checksum_v4(source, destination, &datagram), 0xffff);
+        datagram[6..8].fill(0);
+        assert_eq!(checksum_v4(source, destination, &datagram), 0x0b4a);
+    }
+
+    /// Made by scapy 2.8: `IPv6(src='2001:db8::1', dst='2001:db8::2') / UDP(sport=4500, dport=500) / b'odd length!'`.
+    #[test]
+    fn checksum_of_scapy_over_v6() {
+        let mut datagram = hex("119401f400134d116f6464206c656e67746821");
+        let (source, destination) = ("2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap());
+        assert_eq!(checksum_v6(source, destination, &datagram), 0xffff);
+        datagram[6..8].fill(0);
+        assert_eq!(checksum_v6(source, destination, &datagram), 0x4d11);
+    }
+
+    /// RFC 768: zero is transmitted as all ones.
+    #[test]
+    fn checksum_is_never_zero() {
+        let source = Ipv4Addr::UNSPECIFIED;
+        // The sum of all else is 17 (protocol) + 8 (pseudo-header) + 8 (header) + the source port.
+        let mut datagram = [0; LEN];
+        Header { source_port: 0xffff - 33, destination_port: 0, length: 8, checksum: 0 }
+            .emit(&mut datagram)
+            .unwrap();
+        assert_eq!(checksum_v4(source, source, &datagram), 0xffff);
+        assert_eq!(checksum_v6(Ipv6Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED, &datagram), 0xffff);
+    }
+}
