@@ -1,18 +1,20 @@
 //! ICVs of AH (RFC 4302): HMAC, and `AUTH_AES_GMAC` (RFC 4543 section 4).
 //!
-//! The caller hands over `covered`: the packet from its IP header on with mutable fields zeroed, the ICV field and
-//! its padding zero (RFC 4302 section 3.3.3), and with extended sequence numbers the high 32 bits behind the packet.
+//! The caller hands over `covered`: the packet from its IP header on with mutable fields zeroed (RFC 4302 section
+//! 3.3.3) and with extended sequence numbers the high 32 bits behind the packet; and where the ICV field starts in it.
+//! Its contents are this module's business, the padding behind it (which is covered as it is) the caller's.
 //!
-//! With GMAC the ICV field holds the 8-byte IV and the 16-byte tag, so `icv_len` is 24; RFC 4543 erratum 3643 adds
-//! that over IPv6 the AH header then needs 4 bytes of padding (12 + 24 is no multiple of 8), which is the caller's.
-//! The nonce is salt and IV, the AAD is `covered`; the IV is in the nonce and, like the tag, zero in the AAD.
+//! With GMAC the field holds the 8-byte IV and the 16-byte ICV, so `icv_len` is 24. The nonce is salt and IV, the AAD
+//! is `covered` with the 16 bytes zero but the IV in its place: RFC 4543 section 7, "In AUTH_AES_GMAC, the IV is
+//! included in the additional authenticated data." Erratum 3643 adds that over IPv6 the AH header needs 4 bytes of
+//! padding (12 + 24 is no multiple of 8). No free peer is known to implement this transform.
 
 use core::fmt;
 
 use postern_contract::sa::{Encryption, Integrity, IpsecProtocol, Suite, SuiteError};
 
 use super::aead::AeadKey;
-use super::mac::{MAX_ICV, MacKey};
+use super::mac::{MAX_ICV, MacKey, copy};
 use super::sequence::Reserved;
 
 /// Length of the ICV field of `AUTH_AES_GMAC`: IV and tag.
@@ -28,13 +30,6 @@ pub struct AhKey(Kind);
 enum Kind {
     Hmac(MacKey),
     Gmac(AeadKey),
-}
-
-/// The contents of an ICV field, without padding.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Icv {
-    bytes: [u8; MAX_ICV],
-    len: u8,
 }
 
 impl AhKey {
@@ -60,36 +55,50 @@ impl AhKey {
         }
     }
 
-    /// The ICV over `covered` (see the module's doc). Consumes the number that the AH header carries: with GMAC it is
-    /// the nonce as well.
+    /// Writes the ICV field at `icv_at` of `covered` (see the module's doc), whatever was there. Consumes the number
+    /// that the AH header carries: with GMAC it is the nonce as well. `None` when `covered` does not reach so far.
     #[expect(clippy::needless_pass_by_value, reason = "consumed, so that one number signs once")]
-    pub fn sign(&self, sequence: Reserved, covered: &[u8]) -> Icv {
-        let mut icv = Icv { bytes: [0; MAX_ICV], len: self.icv_len() };
+    pub fn sign(&self, sequence: Reserved, covered: &mut [u8], icv_at: usize) -> Option<()> {
+        let range = icv_at..icv_at.checked_add(self.icv_len().into())?;
+        let field = covered.get_mut(range.clone())?;
+        field.fill(0);
         match &self.0 {
-            Kind::Hmac(mac) => mac.sign(covered, None, icv.as_mut()),
+            Kind::Hmac(mac) => {
+                let tag = mac.tag(covered, None);
+                copy(covered.get_mut(range)?, tag.as_ref());
+            }
             Kind::Gmac(key) => {
                 let iv = sequence.value().to_be_bytes();
-                // A packet is far below GCM's limit of 2^61 bytes, the only error there is; the zero tag that an
-                // error would leave opens nowhere.
-                let tag = key.expand().seal(iv, covered, &mut []).unwrap_or_default();
-                for (to, from) in icv.bytes.iter_mut().zip(iv.into_iter().chain(tag)) {
-                    *to = from;
-                }
+                *field.first_chunk_mut()? = iv;
+                let tag = key.expand().seal(iv, covered, &mut [])?;
+                *covered.get_mut(range)?.last_chunk_mut()? = tag;
             }
         }
-        icv
+        Some(())
     }
 
-    /// Whether `icv`, as received and without padding, is the ICV of `covered`. Compares in constant time.
-    pub fn verify(&self, covered: &[u8], icv: &[u8]) -> bool {
+    /// Whether the ICV field at `icv_at` of `covered`, which is as it was received, is right; false as well when
+    /// `covered` does not reach so far. Compares in constant time and leaves zeros where the ICV was.
+    pub fn verify(&self, covered: &mut [u8], icv_at: usize) -> bool {
+        self.check(covered, icv_at).unwrap_or(false)
+    }
+
+    fn check(&self, covered: &mut [u8], icv_at: usize) -> Option<bool> {
+        let field = covered.get_mut(icv_at..)?.get_mut(..self.icv_len().into())?;
         match &self.0 {
-            Kind::Hmac(mac) => mac.verify(covered, None, icv),
-            Kind::Gmac(key) => match icv.split_first_chunk::<8>() {
-                Some((iv, tag)) => {
-                    tag.try_into().is_ok_and(|tag| key.expand().open(*iv, covered, &mut [], tag))
-                }
-                None => false,
-            },
+            Kind::Hmac(mac) => {
+                let mut received = [0; MAX_ICV];
+                let received = received.get_mut(..field.len())?;
+                received.copy_from_slice(field);
+                field.fill(0);
+                Some(mac.verify(covered, None, received))
+            }
+            Kind::Gmac(key) => {
+                let (iv, tag) = field.split_first_chunk_mut::<8>()?;
+                let (iv, received) = (*iv, *tag.first_chunk()?);
+                tag.fill(0);
+                Some(key.expand().open(iv, covered, &mut [], received))
+            }
         }
     }
 }
@@ -97,23 +106,5 @@ impl AhKey {
 impl fmt::Debug for AhKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("AhKey(..)")
-    }
-}
-
-impl Icv {
-    fn as_mut(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(..usize::from(self.len)).unwrap_or_default()
-    }
-}
-
-impl AsRef<[u8]> for Icv {
-    fn as_ref(&self) -> &[u8] {
-        self.bytes.get(..usize::from(self.len)).unwrap_or_default()
-    }
-}
-
-impl fmt::Debug for Icv {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Icv({} bytes)", self.len)
     }
 }

@@ -38,9 +38,7 @@ impl MacKey {
     /// Writes the ICV over `covered`, and over `high` behind it when there are extended sequence numbers
     /// (RFC 4303 section 3.3.2.1), to `icv`, which has the ICV's length.
     pub(super) fn sign(&self, covered: &[u8], high: Option<u32>, icv: &mut [u8]) {
-        for (to, from) in icv.iter_mut().zip(self.tag(covered, high).as_ref()) {
-            *to = *from;
-        }
+        copy(icv, self.tag(covered, high).as_ref());
     }
 
     /// Whether `icv` is the ICV of `covered`.
@@ -52,13 +50,21 @@ impl MacKey {
         }
     }
 
-    fn tag(&self, covered: &[u8], high: Option<u32>) -> hmac::Tag {
+    /// The whole tag, of which the ICV is the start.
+    pub(super) fn tag(&self, covered: &[u8], high: Option<u32>) -> hmac::Tag {
         let mut context = hmac::Context::with_key(&self.key);
         context.update(covered);
         if let Some(high) = high {
             context.update(&high.to_be_bytes());
         }
         context.sign()
+    }
+}
+
+/// Fills `to` with the start of `from`.
+pub(super) fn copy(to: &mut [u8], from: &[u8]) {
+    for (to, from) in to.iter_mut().zip(from) {
+        *to = *from;
     }
 }
 

@@ -39,7 +39,7 @@ use core::fmt;
 use arrayvec::ArrayVec;
 use postern_contract::sa::{Encryption, IpsecProtocol, Suite, SuiteError};
 
-pub use self::ah::{AhKey, Icv};
+pub use self::ah::AhKey;
 pub use self::check::{fingerprint, key_check};
 pub use self::selftest::SelfTestError;
 pub use self::sequence::{ReserveError, Reserved, SequenceCounter};
@@ -353,8 +353,8 @@ fn open_gmac(aead: &Aead<'_>, high: Option<u32>, packet: &mut [u8]) -> Option<bo
     Some(right)
 }
 
-/// RFC 4543 section 3.3 with erratum 1821: the AAD is SPI, sequence number (64 bits when extended), IV and the whole
-/// payload to the trailer.
+/// RFC 4543 section 3.3 as draft-mcgrew-gcm-test-01 section 3 clarifies it and peers do it: the AAD is SPI, sequence
+/// number (64 bits when extended), IV, and the whole payload to the trailer.
 ///
 /// ring wants it in one piece. Without ESN it is: the packet up to the ICV. With ESN the packet behind the SPI moves
 /// up by the 4 bytes of the high half for the time of the call, into the place of the ICV, which the callers save or
