@@ -1,0 +1,240 @@
+//! The demo: two networks, a gateway before each, a blind relay between the gateways, and traffic through all of it.
+//!
+//! Run by `hwtests/demo`, which builds everything first. Ends with a verdict, and with a code other than 0 unless
+//! every claim was seen to be true.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use postern_hwtests::capture::{Capture, fields};
+use postern_hwtests::config::AES128GCM;
+use postern_hwtests::process::indent;
+use postern_hwtests::topology::{Family, Kind, Topology, inside};
+use postern_hwtests::traffic::{IperfServer, Ping};
+use postern_hwtests::veth::Wire;
+
+#[derive(Parser)]
+#[command(
+    name = "hwtests/demo",
+    about = "Traffic through two gateways and a blind relay, in network namespaces"
+)]
+struct Arguments {
+    /// IPv6 inside IPv6 (without this: IPv4 inside IPv4).
+    #[arg(long)]
+    v6: bool,
+    /// IPv6 inside IPv4, then IPv4 inside IPv6.
+    #[arg(long, conflicts_with = "v6")]
+    mixed: bool,
+    /// Leave the network standing at the end, as `hwtests/lab up relay` would have built it.
+    #[arg(long, conflicts_with = "mixed")]
+    keep: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let rounds: &[(Family, Family)] = match (arguments.v6, arguments.mixed) {
+        (true, _) => &[(Family::V6, Family::V6)],
+        (_, true) => &[(Family::V4, Family::V6), (Family::V6, Family::V4)],
+        _ => &[(Family::V4, Family::V4)],
+    };
+    let start = Instant::now();
+    for (outer, inner) in rounds {
+        println!(
+            "\n=== {} inside {}, ESP with AES-128-GCM, about 15 seconds ===",
+            inner.name(),
+            outer.name()
+        );
+        if let Err(error) = round(*outer, *inner, arguments.keep) {
+            eprintln!("\n{error:#}\n\nVERDICT: FAILED");
+            return ExitCode::FAILURE;
+        }
+    }
+    println!("\nVERDICT: all of it works ({:.0} s).", start.elapsed().as_secs_f64());
+    ExitCode::SUCCESS
+}
+
+fn round(outer: Family, inner: Family, keep: bool) -> Result<()> {
+    let mut topology = if keep {
+        let dir = PathBuf::from("/run/postern-lab/relay");
+        std::fs::create_dir_all(&dir)?;
+        Topology::build_named(Kind::Relay, Wire::default(), "lab-relay", dir)?
+    } else {
+        Topology::build(Kind::Relay)?
+    };
+    let pair = topology.tunnel(0, Some(AES128GCM), None, outer, inner)?;
+    topology.start(&[pair])?;
+    step("network", &format!("{}; each a network namespace", Kind::Relay.help()));
+    let mut outcome = topology.check(|topology| traffic(topology, inner));
+    if outcome.is_ok() {
+        outcome =
+            topology.check(|topology| tables(topology).and_then(|()| before_and_after(topology, outer)));
+    }
+    if outcome.is_ok() {
+        outcome = topology.check(|topology| proofs(topology));
+    }
+    if keep {
+        println!("\nLeft standing: `hwtests/lab show relay`, `hwtests/lab down relay`.");
+        topology.leave();
+    }
+    outcome
+}
+
+fn step(name: &str, text: &str) {
+    println!("\n[{name}] {text}");
+}
+
+/// Captures of both sides of the relay are under way while hosts talk.
+fn traffic(topology: &Topology, inner: Family) -> Result<()> {
+    let (near, far) = (topology.ns("h1")?, topology.ns("h2")?);
+    let (from, to) = (inside(inner, 1, 10), inside(inner, 2, 10));
+    let ping = Ping { count: 20, ..Ping::default() };
+    let wire = topology.ns("wire")?;
+    let left = Capture::start(wire, "g1", "ip or ip6", &topology.dir().join("left.pcap"))?;
+    let right = Capture::start(wire, "g2", "ip or ip6", &topology.dir().join("right.pcap"))?;
+    ping.all(near, to)?;
+    ping.all(far, from)?;
+    step("ping", &format!("{from} and {to} answer each other, 20 of 20 both ways"));
+    left.finish()?;
+    right.finish()?;
+    let server = IperfServer::start(far, to, topology.dir())?;
+    let (forth, back) = (server.tcp(near, 3)?, server.tcp_reverse(near, 3)?);
+    for (name, result) in [("h1 to h2", forth), ("h2 to h1", back)] {
+        let rate = result.bits_per_second / 1e6;
+        step("iperf3", &format!("TCP {name}: {rate:.0} Mb/s, {} retransmitted segments", result.retransmits));
+        ensure!(rate > 1.0, "hardly anything came through");
+    }
+    Ok(())
+}
+
+fn tables(topology: &Topology) -> Result<()> {
+    for (role, table) in [("g1", "sa"), ("relay", "relay"), ("g2", "sa"), ("relay", "status")] {
+        step(role, &format!("postern {table}"));
+        print!("{}", topology.node(role)?.cli(&[table])?);
+    }
+    for role in ["g1", "relay", "g2"] {
+        step(role, "postern drops");
+        print!("{}", topology.node(role)?.cli(&["drops"])?);
+    }
+    Ok(())
+}
+
+/// One ESP packet as a capture shows it.
+struct Seen {
+    source: String,
+    destination: String,
+    spi: String,
+    length: String,
+    payload: String,
+}
+
+/// ESP packets of a capture by direction (whether g1's or the relay's network is first) and sequence number.
+fn esp_packets(file: &Path, outer: Family, spis: &[String]) -> Result<HashMap<(bool, String), Seen>> {
+    let (source, destination) = match outer {
+        Family::V4 => ("ip.src", "ip.dst"),
+        Family::V6 => ("ipv6.src", "ipv6.dst"),
+    };
+    let names = [source, destination, "esp.spi", "esp.sequence", "frame.len", "esp.encrypted_data"];
+    let mut packets = HashMap::new();
+    for row in fields(file, "esp", &names)? {
+        let [source, destination, spi, sequence, length, payload] = row.as_slice() else { continue };
+        let (source, destination) = (source.clone(), destination.clone());
+        let (spi, length, payload) = (spi.clone(), length.clone(), payload.clone());
+        let forth = spis.contains(&spi);
+        packets.insert((forth, sequence.clone()), Seen { source, destination, spi, length, payload });
+    }
+    Ok(packets)
+}
+
+/// RLY-1, RLY-2: the same packet left and right of the relay.
+fn before_and_after(topology: &Topology, outer: Family) -> Result<()> {
+    let config = std::fs::read_to_string(topology.node("relay")?.dir().join("postern.toml"))?;
+    // SPIs of packets from h1 to h2, on either side.
+    let config: toml::Value = toml::from_str(&config)?;
+    let spi = |side: &str, which: &str| -> Result<String> {
+        let path =
+            |value: &toml::Value| value.get("relay")?.get(0)?.get(side)?.get("esp")?.get(which)?.as_integer();
+        Ok(format!("{:#010x}", path(&config).context("the relay's configuration has no SPI")?))
+    };
+    let forth = [spi("client", "to_relay")?, spi("gateway", "from_relay")?];
+    let left = esp_packets(&topology.dir().join("left.pcap"), outer, &forth)?;
+    let right = esp_packets(&topology.dir().join("right.pcap"), outer, &forth)?;
+    let mut compared = 0;
+    for (way, name) in [(true, "from h1 to h2"), (false, "from h2 to h1")] {
+        let mut shown = false;
+        for ((_, sequence), before) in left.iter().filter(|((forth, _), _)| *forth == way) {
+            let Some(after) = right.get(&(way, sequence.clone())) else { continue };
+            ensure!(before.spi != after.spi, "the relay left the SPI {} as it was", before.spi);
+            let outside = (&before.source, &before.destination) != (&after.source, &after.destination);
+            ensure!(outside, "the relay left the outer addresses as they were");
+            ensure!(
+                before.length == after.length,
+                "the packet's length changed: {} {}",
+                before.length,
+                after.length
+            );
+            ensure!(
+                before.payload == after.payload && !before.payload.is_empty(),
+                "the relay changed the ciphertext"
+            );
+            compared += 1;
+            if !shown {
+                shown = true;
+                step(
+                    "translation",
+                    &format!("packet {sequence} {name}, captured on both sides of the relay"),
+                );
+                for (side, seen) in [("left ", before), ("right", after)] {
+                    let Seen { source, destination, spi, length, payload } = seen;
+                    let start: String = payload.chars().take(32).collect();
+                    println!(
+                        "  {side}  {source} > {destination}  SPI {spi}  {length} bytes  ciphertext {start}..."
+                    );
+                }
+            }
+        }
+        ensure!(shown, "no packet {name} was seen on both sides of the relay");
+    }
+    println!("  {compared} packets compared: other addresses, other SPI, same length, same ciphertext");
+    Ok(())
+}
+
+/// DP-1: the traffic crossed XDP, AF_XDP sockets and workers, and no kernel forwarded any of it.
+fn proofs(topology: &Topology) -> Result<()> {
+    step("proof", "frames through AF_XDP sockets, and packets that the kernel forwarded");
+    for (role, interfaces) in
+        [("g1", ["inside", "outside"]), ("relay", ["left", "right"]), ("g2", ["inside", "outside"])]
+    {
+        let (node, namespace) = (topology.node(role)?, topology.ns(role)?);
+        let mut line = String::new();
+        for interface in interfaces {
+            let (received, transmitted) = node.frames(interface)?;
+            line = format!("{line}{interface} {received} in, {transmitted} out; ");
+            ensure!(
+                received > 1000 && transmitted > 1000,
+                "{role}: hardly a frame crossed {interface}: {line}"
+            );
+            let link = namespace.sh(&format!("ip -details link show {interface}"))?;
+            ensure!(link.contains("xdp"), "{role}: no XDP program on {interface}:\n{}", indent(&link));
+        }
+        let forwarded = kernel_forwarded(&namespace.sh("cat /proc/net/snmp /proc/net/snmp6")?);
+        let switch = namespace.sh("sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding")?;
+        let switch: Vec<_> = switch.split_whitespace().collect();
+        println!("  {role:6} {line}kernel {forwarded}, forwarding switches {}", switch.join(" "));
+        ensure!(forwarded == 0 && switch == ["0", "0"], "{role}: the kernel forwards");
+    }
+    Ok(())
+}
+
+/// IPv4 and IPv6 packets that the kernel of a namespace forwarded, from /proc/net/snmp and snmp6.
+fn kernel_forwarded(text: &str) -> u64 {
+    let mut rows = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
+    let (names, values) = (rows.next().unwrap_or_default(), rows.next().unwrap_or_default());
+    let v4 = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "ForwDatagrams");
+    let v6 = text.lines().find_map(|line| line.strip_prefix("Ip6OutForwDatagrams"));
+    let number = |text: &str| text.trim().parse::<u64>().unwrap_or(0);
+    v4.map_or(0, |(_, value)| number(value)) + v6.map_or(0, number)
+}

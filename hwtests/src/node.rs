@@ -1,0 +1,231 @@
+//! One Postern: a control process, the datapath process it starts, and their command line, in a namespace.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::config::Config;
+use crate::netns::Netns;
+use crate::process::{Background, end_all, indent, is_alive, run, signal, wait_for};
+
+/// A running node.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    namespace: String,
+    dir: PathBuf,
+    control: Option<Background>,
+}
+
+impl Node {
+    /// Writes the configuration into `dir/name`, starts control in `namespace` and waits until the datapath has
+    /// everything that the configuration names.
+    pub fn start(namespace: &Netns, name: &str, dir: &Path, mut config: Config) -> Result<Self> {
+        let dir = dir.join(name);
+        for part in ["state", "datapath"] {
+            std::fs::create_dir_all(dir.join(part))?;
+        }
+        let path = |part: &str| dir.join(part).display().to_string();
+        config.datapath.socket = path("datapath.sock");
+        config.datapath.state = path("datapath");
+        config.datapath.start = true;
+        config.control.socket = path("control.sock");
+        config.control.state = path("state");
+        std::fs::write(dir.join("postern.toml"), toml::to_string(&config)?)?;
+        let mut node =
+            Self { name: name.to_owned(), namespace: namespace.name().to_owned(), dir, control: None };
+        node.start_control()?;
+        Ok(node)
+    }
+
+    /// Starts control (again) and waits for it.
+    pub fn start_control(&mut self) -> Result<()> {
+        let namespace = Netns::existing(&self.namespace)?;
+        let mut command = namespace.command(binary("postern-control")?);
+        command.arg("--config").arg(self.dir.join("postern.toml")).env("RUST_BACKTRACE", "1");
+        self.control = Some(Background::start(&mut command, &self.log_file())?);
+        let ready = wait_for(&format!("{} to be ready", self.name), Duration::from_secs(10), || {
+            if !self.control.as_mut().is_some_and(Background::runs) {
+                return Ok(Some(false));
+            }
+            Ok(self.is_ready()?.then_some(true))
+        });
+        match ready {
+            Ok(true) => Ok(()),
+            Ok(false) => bail!("{}: postern-control ended\n{}", self.name, self.log()),
+            Err(error) => Err(error.context(self.log())),
+        }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Directory of its configuration, sockets, state and log.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The management socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("control.sock")
+    }
+
+    /// What both processes have logged.
+    pub fn log(&self) -> String {
+        let log = std::fs::read_to_string(self.log_file()).unwrap_or_default();
+        format!("log of {}:\n{}", self.name, indent(&log))
+    }
+
+    /// `postern --socket … ARGUMENTS`, as a person would see it.
+    pub fn cli(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = std::process::Command::new(binary("postern")?);
+        run(command.arg("--socket").arg(self.socket()).args(arguments))
+    }
+
+    /// The same with `--json`, parsed.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.cli(&[arguments, &["--json"]].concat())?;
+        serde_json::from_str(&text).with_context(|| format!("postern {arguments:?} printed: {text}"))
+    }
+
+    /// Packets that this node dropped for the reason with this label.
+    pub fn drops(&self, label: &str) -> Result<u64> {
+        let text = self.json(&["status"])?;
+        Ok(sum_named(&text, label))
+    }
+
+    /// Frames that the workers received from and gave to the port of `interface`.
+    pub fn frames(&self, interface: &str) -> Result<(u64, u64)> {
+        let status = self.json(&["status"])?;
+        let (mut received, mut transmitted) = (0, 0);
+        each_object(&status, &mut |object| {
+            if object.get("interface").and_then(Value::as_str) == Some(interface)
+                && let Some(counters) = object.get("counters")
+            {
+                received += counters.get("received").and_then(Value::as_u64).unwrap_or(0);
+                transmitted += counters.get("transmitted").and_then(Value::as_u64).unwrap_or(0);
+            }
+        });
+        Ok((received, transmitted))
+    }
+
+    /// Process id of control.
+    pub fn control_pid(&self) -> Result<i32> {
+        self.control.as_ref().map(Background::pid).context("control does not run")
+    }
+
+    /// Process id of the datapath.
+    pub fn datapath_pid(&self) -> Result<i32> {
+        let mut found = None;
+        for pid in Netns::existing(&self.namespace)?.pids() {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let mut words = command.split(|byte| *byte == 0);
+            if words.next().is_some_and(|program| program.ends_with(b"postern-datapath")) && is_alive(pid) {
+                found = Some(pid);
+            }
+        }
+        found.with_context(|| format!("{}: no datapath runs", self.name))
+    }
+
+    /// SIGKILL to control; the datapath goes on (DP-7).
+    pub fn kill_control(&mut self) -> Result<()> {
+        let mut control = self.control.take().context("control does not run")?;
+        control.kill()
+    }
+
+    /// SIGKILL to the datapath; control starts another. Gives the process id of the killed one.
+    pub fn kill_datapath(&mut self) -> Result<i32> {
+        let pid = self.datapath_pid()?;
+        signal(pid, Signal::KILL);
+        Ok(pid)
+    }
+
+    /// Waits until a datapath other than `old` has everything that the configuration names.
+    pub fn wait_for_another_datapath(&self, old: i32) -> Result<i32> {
+        let pid = wait_for(&format!("another datapath of {}", self.name), Duration::from_secs(10), || {
+            let pid = self.datapath_pid().ok().filter(|pid| *pid != old);
+            Ok(pid.filter(|_| self.is_ready().unwrap_or(false)))
+        });
+        pid.with_context(|| self.log())
+    }
+
+    /// Lets both processes run on after this value is gone (the lab).
+    pub fn leave(mut self) {
+        if let Some(control) = self.control.take() {
+            control.leave();
+        }
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// Whether control answers and all that the configuration names is installed.
+    fn is_ready(&self) -> Result<bool> {
+        let status = self.json(&["status"])?;
+        let mut ready = None;
+        each_object(&status, &mut |object| {
+            if let Some(state) = object.get("in_sync").and_then(Value::as_bool) {
+                ready = Some(state);
+            }
+        });
+        ready.context("`postern status --json` has no in_sync")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(mut control) = self.control.take() {
+            control.end(Signal::TERM, Duration::from_secs(2));
+            if let Ok(pid) = self.datapath_pid() {
+                end_all(&[pid], Duration::from_secs(2));
+            }
+        }
+    }
+}
+
+/// Path of one of the workspace's programs: beside the running one, or in `POSTERN_BIN_DIR`.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let beside = || {
+        let own = std::env::current_exe().ok()?;
+        // Test programs lie one level below, in `deps`.
+        own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.exists())
+    };
+    let chosen = std::env::var_os("POSTERN_BIN_DIR").map(|dir| PathBuf::from(dir).join(name));
+    let path = chosen.or_else(beside);
+    path.with_context(|| format!("{name} is not built: `cargo build --workspace --bins` first"))
+}
+
+/// Calls `visit` on every object in `value`.
+pub fn each_object(value: &Value, visit: &mut impl FnMut(&serde_json::Map<String, Value>)) {
+    match value {
+        Value::Object(object) => {
+            visit(object);
+            object.values().for_each(|inner| each_object(inner, visit));
+        }
+        Value::Array(items) => items.iter().for_each(|inner| each_object(inner, visit)),
+        _ => {}
+    }
+}
+
+/// Sum of all numbers that stand under the key `name`, or behind it in a two-element array, anywhere in `value`.
+fn sum_named(value: &Value, name: &str) -> u64 {
+    match value {
+        Value::Object(object) => object
+            .iter()
+            .map(
+                |(key, inner)| if key == name { inner.as_u64().unwrap_or(0) } else { sum_named(inner, name) },
+            )
+            .sum(),
+        Value::Array(items) => match items.as_slice() {
+            [Value::String(key), Value::Number(number)] if key == name => number.as_u64().unwrap_or(0),
+            _ => items.iter().map(|inner| sum_named(inner, name)).sum(),
+        },
+        _ => 0,
+    }
+}

@@ -1,0 +1,359 @@
+//! The networks that tests, demo and lab use, with addresses that are the same everywhere.
+//!
+//! ```text
+//! pair     h1 ── g1 ──[left]── g2 ── h2                        two gateways on one segment
+//! relay    h1 ── g1 ──[left]── relay ──[right]── g2 ── h2      a relay between them
+//! routed   h1 ── g1 ──[left]── router ──[right]── g2 ── h2     an ordinary router (kernel) between them
+//! ```
+//!
+//! Every name is a namespace; the segments are bridges in a namespace of their own called `wire`, where packets
+//! between gateways can be captured. All interfaces have an IPv4 and an IPv6 address. Only the router forwards.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::config::{Config, Interface, Pair, Relay, Suite, Tunnel};
+use crate::netns::{Netns, janitor, scratch_dir, unique_prefix};
+use crate::node::Node;
+use crate::veth::{End, Wire, address, plug, route, segment};
+
+/// Which network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Two gateways on one segment.
+    Pair,
+    /// A relay between two gateways.
+    Relay,
+    /// A router between two gateways.
+    Routed,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Pair, Self::Relay, Self::Routed];
+
+    /// Name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pair => "pair",
+            Self::Relay => "relay",
+            Self::Routed => "routed",
+        }
+    }
+
+    /// One line for people.
+    pub const fn help(self) -> &'static str {
+        match self {
+            Self::Pair => "h1 - g1 -[left]- g2 - h2: two gateways on one segment",
+            Self::Relay => "h1 - g1 -[left]- relay -[right]- g2 - h2: a blind relay between two gateways",
+            Self::Routed => {
+                "h1 - g1 -[left]- router -[right]- g2 - h2: an ordinary router between two gateways"
+            }
+        }
+    }
+
+    /// The namespaces.
+    pub const fn roles(self) -> &'static [&'static str] {
+        match self {
+            Self::Pair => &["h1", "g1", "wire", "g2", "h2"],
+            Self::Relay => &["h1", "g1", "wire", "relay", "g2", "h2"],
+            Self::Routed => &["h1", "g1", "wire", "router", "g2", "h2"],
+        }
+    }
+
+    /// What stands between the two segments.
+    const fn middle(self) -> Option<&'static str> {
+        match self {
+            Self::Pair => None,
+            Self::Relay => Some("relay"),
+            Self::Routed => Some("router"),
+        }
+    }
+}
+
+/// IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    const fn pick<T: Copy>(self, v4: T, v6: T) -> T {
+        match self {
+            Self::V4 => v4,
+            Self::V6 => v6,
+        }
+    }
+
+    /// `IPv4` or `IPv6`.
+    pub const fn name(self) -> &'static str {
+        self.pick("IPv4", "IPv6")
+    }
+}
+
+/// A segment between gateways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// Where g1 is.
+    Left,
+    /// Where g2 is, unless there is only one.
+    Right,
+}
+
+impl Segment {
+    /// Name of the bridge.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Right => "right",
+        }
+    }
+
+    /// The address with this last number on the segment.
+    pub fn address(self, family: Family, host: u8) -> IpAddr {
+        let net = u16::from(self == Self::Right) + 1;
+        match (family, self) {
+            (Family::V4, Self::Left) => IpAddr::from([192, 0, 2, host]),
+            (Family::V4, Self::Right) => IpAddr::from([198, 51, 100, host]),
+            (Family::V6, _) => IpAddr::from([0x2001, 0xdb8, net, 0, 0, 0, 0, u16::from(host)]),
+        }
+    }
+
+    /// The segment's network.
+    pub fn net(self, family: Family) -> String {
+        format!("{}/{}", self.address(family, 0), family.pick(24, 64))
+    }
+}
+
+/// The inside address with this last number behind gateway 1 or 2.
+pub fn inside(family: Family, gateway: u8, host: u8) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::from([10, gateway, 0, host]),
+        Family::V6 => IpAddr::from([0xfd00, u16::from(gateway), 0, 0, 0, 0, 0, u16::from(host)]),
+    }
+}
+
+/// The network behind gateway 1 or 2.
+pub fn inside_net(family: Family, gateway: u8) -> String {
+    format!("{}/{}", inside(family, gateway, 0), family.pick(24, 64))
+}
+
+/// A standing network and the nodes in it.
+#[derive(Debug)]
+pub struct Topology {
+    kind: Kind,
+    dir: PathBuf,
+    keep: bool,
+    // Nodes end before their namespaces go.
+    nodes: BTreeMap<String, Node>,
+    namespaces: BTreeMap<&'static str, Netns>,
+}
+
+impl Topology {
+    /// Builds it for this process, after tidying up behind dead ones. Removed on drop.
+    pub fn build(kind: Kind) -> Result<Self> {
+        Self::build_with(kind, Wire::default())
+    }
+
+    /// [`Topology::build`] with other wires between gateways and segments.
+    pub fn build_with(kind: Kind, wire: Wire) -> Result<Self> {
+        janitor();
+        let prefix = unique_prefix();
+        Self::build_named(kind, wire, &prefix, scratch_dir(&prefix)?)
+    }
+
+    /// Builds it under names and in a directory of the caller's choice.
+    pub fn build_named(kind: Kind, wire: Wire, prefix: &str, dir: PathBuf) -> Result<Self> {
+        let mut topology =
+            Self { kind, dir, keep: false, nodes: BTreeMap::new(), namespaces: BTreeMap::new() };
+        for role in kind.roles() {
+            topology.namespaces.insert(role, Netns::create(prefix, role)?);
+        }
+        topology.lay_wires(wire)?;
+        Ok(topology)
+    }
+
+    fn lay_wires(&self, wire: Wire) -> Result<()> {
+        for (number, host, gateway) in [(1, "h1", "g1"), (2, "h2", "g2")] {
+            let host = End { namespace: self.ns(host)?, interface: "eth0" };
+            let gateway = End { namespace: self.ns(gateway)?, interface: "inside" };
+            wire.connect(host, gateway)?;
+            for family in Family::ALL {
+                let prefix = family.pick(24, 64);
+                address(host, inside(family, number, 10), prefix)?;
+                address(gateway, inside(family, number, 1), prefix)?;
+                route(host.namespace, "default", inside(family, number, 1))?;
+            }
+        }
+        let segments = self.ns("wire")?;
+        segment(segments, "left")?;
+        let far = if let Some(middle) = self.kind.middle() {
+            segment(segments, "right")?;
+            for (at, port) in [(Segment::Left, "middle-left"), (Segment::Right, "middle-right")] {
+                let end = End { namespace: self.ns(middle)?, interface: at.name() };
+                plug(wire, end, segments, at.name(), port)?;
+                for family in Family::ALL {
+                    address(end, at.address(family, 10), family.pick(24, 64))?;
+                }
+            }
+            Segment::Right
+        } else {
+            Segment::Left
+        };
+        for (gateway, at, host) in [("g1", Segment::Left, 1), ("g2", far, 2)] {
+            let end = End { namespace: self.ns(gateway)?, interface: "outside" };
+            plug(wire, end, segments, at.name(), gateway)?;
+            for family in Family::ALL {
+                address(end, at.address(family, host), family.pick(24, 64))?;
+            }
+        }
+        if self.kind == Kind::Routed {
+            self.ns("router")?.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
+            for family in Family::ALL {
+                route(self.ns("g1")?, &Segment::Right.net(family), Segment::Left.address(family, 10))?;
+                route(self.ns("g2")?, &Segment::Left.net(family), Segment::Right.address(family, 10))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Which network it is.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Directory for files: nodes, captures, logs.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A namespace by its role.
+    pub fn ns(&self, role: &str) -> Result<&Netns> {
+        self.namespaces.get(role).with_context(|| format!("{} has no {role}", self.kind.name()))
+    }
+
+    /// Outer addresses of g1 and g2.
+    pub fn outer(&self, family: Family) -> (IpAddr, IpAddr) {
+        let far = if self.kind == Kind::Pair { Segment::Left } else { Segment::Right };
+        (Segment::Left.address(family, 1), far.address(family, 2))
+    }
+
+    /// A tunnel between the networks of both gateways (tunnel mode).
+    pub fn tunnel(
+        &self,
+        number: u32,
+        esp: Option<Suite>,
+        ah: Option<Suite>,
+        outer: Family,
+        inner: Family,
+    ) -> Result<Pair> {
+        let nets = (inside_net(inner, 1), inside_net(inner, 2));
+        Pair::new(number, esp, ah, self.outer(outer), (&nets.0, &nets.1))
+    }
+
+    /// Starts g1 and g2, and the relay where there is one, with these tunnels.
+    pub fn start(&mut self, pairs: &[Pair]) -> Result<()> {
+        let (mut left, mut right, mut relays) = (Vec::new(), Vec::new(), Vec::new());
+        for pair in pairs {
+            if self.kind == Kind::Relay {
+                let family = if pair.outer.0.is_ipv4() { Family::V4 } else { Family::V6 };
+                let relay = (Segment::Left.address(family, 10), Segment::Right.address(family, 10));
+                let (a, b, entry) = pair.through_relay(relay.0, relay.1);
+                left.push(a);
+                right.push(b);
+                relays.push(entry);
+            } else {
+                left.push(pair.left());
+                right.push(pair.right());
+            }
+        }
+        if self.kind == Kind::Relay {
+            self.start_node("relay", relay_config(relays))?;
+        }
+        self.start_node("g1", gateway_config(left))?;
+        self.start_node("g2", gateway_config(right))
+    }
+
+    /// Starts one node.
+    pub fn start_node(&mut self, role: &str, config: Config) -> Result<()> {
+        let node = Node::start(self.ns(role)?, role, &self.dir, config)?;
+        self.nodes.insert(role.to_owned(), node);
+        Ok(())
+    }
+
+    /// A running node.
+    pub fn node(&self, role: &str) -> Result<&Node> {
+        self.nodes.get(role).with_context(|| format!("{role} runs no Postern"))
+    }
+
+    /// The same, to start and stop its parts.
+    pub fn node_mut(&mut self, role: &str) -> Result<&mut Node> {
+        self.nodes.get_mut(role).with_context(|| format!("{role} runs no Postern"))
+    }
+
+    /// Runs `body`; when it fails, the error comes with the tables and the logs of all nodes.
+    pub fn check(&mut self, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        body(self).map_err(|error| error.context(self.report()))
+    }
+
+    /// Tables and logs of all nodes.
+    pub fn report(&self) -> String {
+        let mut text = String::from("state of the nodes when it failed:\n");
+        for node in self.nodes.values() {
+            for table in ["status", "sa", "relay", "drops"] {
+                let shown = node.cli(&[table]).unwrap_or_else(|error| format!("{error:#}\n"));
+                text.extend([node.name(), " ", table, ":\n", &shown]);
+            }
+            text += &node.log();
+        }
+        text
+    }
+
+    /// Leaves everything standing when this value is gone (the lab).
+    pub fn leave(mut self) {
+        self.keep = true;
+        std::mem::take(&mut self.nodes).into_values().for_each(Node::leave);
+        self.namespaces.values_mut().for_each(Netns::leave);
+    }
+}
+
+impl Drop for Topology {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.report());
+        }
+        if !self.keep {
+            self.nodes.clear();
+            self.namespaces.clear();
+            // Files that are left are the janitor's.
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// Configuration of a gateway with these tunnels.
+pub fn gateway_config(tunnels: Vec<Tunnel>) -> Config {
+    let mut config = Config { tunnels, ..Config::default() };
+    for (name, role) in [("inside", "inside"), ("outside", "outside")] {
+        config.datapath.interfaces.push(Interface { name: name.to_owned(), role });
+    }
+    config
+}
+
+/// Configuration of a relay with these entries.
+pub fn relay_config(relays: Vec<Relay>) -> Config {
+    let mut config = Config { relays, ..Config::default() };
+    for name in ["left", "right"] {
+        config.datapath.interfaces.push(Interface { name: name.to_owned(), role: "outside" });
+    }
+    config
+}
