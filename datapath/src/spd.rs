@@ -12,7 +12,7 @@
 //! and 254 for IPv6). Policies with the *same* remote prefix are tried one after the other, in order, so many of
 //! them that differ only in their local addresses make lookups slow.
 //!
-//! The inbound check after decryption is [`selectors_match`].
+//! The inbound check after decryption is [`selectors_match_inbound`].
 
 use core::hash::BuildHasher;
 use core::net::IpAddr;
@@ -304,7 +304,7 @@ impl<T: Copy> Spd<T> {
 ///
 /// RFC 4301 section 5.2, step 4: "match the packet against the inbound selectors identified by the SAD entry to verify
 /// that the received packet is appropriate for the SA via which it was received."
-pub fn selectors_match(selectors: &[Selector], flow: &Flow) -> bool {
+pub fn selectors_match_inbound(selectors: &[Selector], flow: &Flow) -> bool {
     selectors.iter().any(|selector| matches_inbound(selector, flow))
 }
 
@@ -540,11 +540,11 @@ mod tests {
         narrow.remote_ports = 0..=65534;
         let hidden = flow([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), Protocol::UDP, None);
         assert!(!selectors_match_outbound(slice::from_ref(&narrow), &hidden));
-        assert!(!selectors_match(slice::from_ref(&narrow), &hidden));
+        assert!(!selectors_match_inbound(slice::from_ref(&narrow), &hidden));
         narrow.remote_ports = 0..=u16::MAX;
         assert!(selectors_match_outbound(slice::from_ref(&narrow), &hidden));
-        assert!(selectors_match(&[narrow], &hidden));
-        assert!(!selectors_match(&[], &hidden));
+        assert!(selectors_match_inbound(&[narrow], &hidden));
+        assert!(!selectors_match_inbound(&[], &hidden));
     }
 
     /// RFC 4301 section 5.2: inbound the peer's side is the source.
@@ -559,12 +559,12 @@ mod tests {
         let out = flow([10, 0, 0, 1].into(), [192, 0, 2, 1].into(), Protocol::TCP, Some((443, 1500)));
         let back = flow([192, 0, 2, 1].into(), [10, 0, 0, 1].into(), Protocol::TCP, Some((1500, 443)));
         let selectors = [selector];
-        assert!(selectors_match_outbound(&selectors, &out) && !selectors_match(&selectors, &out));
-        assert!(selectors_match(&selectors, &back) && !selectors_match_outbound(&selectors, &back));
-        assert!(!selectors_match(&selectors, &Flow { protocol: Protocol::UDP, ..back }));
-        assert!(!selectors_match(&selectors, &Flow { source_port: 1023, ..back }));
-        assert!(!selectors_match(&selectors, &Flow { destination_port: 444, ..back }));
-        assert!(!selectors_match(&selectors, &Flow { source: [192, 0, 3, 1].into(), ..back }));
+        assert!(selectors_match_outbound(&selectors, &out) && !selectors_match_inbound(&selectors, &out));
+        assert!(selectors_match_inbound(&selectors, &back) && !selectors_match_outbound(&selectors, &back));
+        assert!(!selectors_match_inbound(&selectors, &Flow { protocol: Protocol::UDP, ..back }));
+        assert!(!selectors_match_inbound(&selectors, &Flow { source_port: 1023, ..back }));
+        assert!(!selectors_match_inbound(&selectors, &Flow { destination_port: 444, ..back }));
+        assert!(!selectors_match_inbound(&selectors, &Flow { source: [192, 0, 3, 1].into(), ..back }));
     }
 
     /// Ranges that are no prefixes, the whole of both families, and ranges that are no ranges.
