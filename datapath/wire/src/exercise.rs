@@ -623,6 +623,20 @@ mod tests {
             })
     }
 
+    /// The seeds of the fuzz target, which scapy made: every protocol and the odd cases of each.
+    #[test]
+    fn fuzz_seeds_hold() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../hwtests/fuzz/seeds/wire");
+        let mut replayed = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let seed = std::fs::read(&path).unwrap();
+            assert!(std::panic::catch_unwind(|| all(&seed)).is_ok(), "{}", path.display());
+            replayed += 1;
+        }
+        assert!(replayed >= 50, "{replayed} seeds in {folder}");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
 
