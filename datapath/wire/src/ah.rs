@@ -25,7 +25,7 @@ pub struct Header {
 impl Header {
     /// Reads the header at the start of `packet` and checks that all of it, with its ICV field, is there.
     ///
-    /// RFC 4302 section 2.2: the payload length is "in 32-bit words (4-byte units), minus 2". The reserved field is
+    /// RFC 4302 section 2.2: the payload length is "in 32-bit words (4-byte units)", less 2. The reserved field is
     /// ignored (section 2.3).
     pub fn parse(packet: &[u8]) -> Result<Self, Malformed> {
         let head = packet.first_chunk::<FIXED_LEN>().ok_or(Malformed::Truncated)?;
@@ -88,7 +88,7 @@ const SOURCE_ROUTES: [u8; 2] = [131, 137];
 
 /// Zeroes the mutable fields of the IPv4 header (options included) at the start of `header`, a copy for the ICV.
 ///
-/// RFC 4302 section 3.3.3.1.1: DSCP and ECN, flags, fragment offset, TTL and checksum are mutable. Section
+/// RFC 4302 section 3.3.3.1.1.1: DSCP and ECN, flags, fragment offset, TTL and checksum are mutable. Section
 /// 3.3.3.1.1.2: "if an option is classified as mutable, the entire option is zeroed"; options not listed in appendix
 /// A1 count as mutable. `None` if header or options are malformed, or a source route is not at its end: the
 /// destination address is then predictable only to those who know the route. `header` is then to be discarded.
@@ -128,9 +128,9 @@ pub fn mute_v4(header: &mut [u8]) -> Option<()> {
 /// Zeroes the mutable fields of the IPv6 header at the start of `headers`, a copy for the ICV, and of the extension
 /// headers up to the offset `upto`, where the AH begins.
 ///
-/// RFC 4302 section 3.3.3.1.2: traffic class, flow label and hop limit are mutable. Section 3.3.3.1.2.1: of a
-/// hop-by-hop or destination option whose third-highest bit says that it may change, "the entire Option Data field"
-/// counts as zero, its type and length stay. `None` if a header is malformed, the walk does not end at `upto`, or
+/// RFC 4302 section 3.3.3.1.2.1: traffic class, flow label and hop limit are mutable. Section 3.3.3.1.2.2: of a
+/// hop-by-hop or destination option whose third-highest bit says that it may change, the option data "must be treated
+/// as zero-valued octets", its type and length stay. `None` if a header is malformed, the walk does not end at `upto`, or
 /// there is a routing header (its final form is predictable only for the deprecated type 0, RFC 5095) or a fragment
 /// header (section 3.3.4: AH is applied to whole packets). `headers` is then to be discarded.
 pub fn mute_v6(headers: &mut [u8], upto: usize) -> Option<()> {

@@ -91,7 +91,7 @@ const fn widen(word: u16) -> u64 {
 mod tests {
     use super::*;
 
-    /// RFC 1071 section 3, the numerical example: 2-byte sum 2ddf0 in either order of the pieces, ddf2 folded.
+    /// RFC 1071 section 3, the numerical example: the sum is 2ddf0, folded ddf2.
     #[test]
     fn example_of_rfc_1071() {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];

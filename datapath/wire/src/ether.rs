@@ -16,7 +16,7 @@ impl Mac {
     /// The broadcast address.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
-    /// Whether the address names one station: the individual/group bit is clear (IEEE 802-2014 section 8.2.2).
+    /// Whether the address names one station: the individual/group bit is clear (IEEE 802).
     pub const fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0
     }

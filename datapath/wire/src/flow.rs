@@ -137,7 +137,8 @@ fn ports(protocol: Protocol, fragment: Fragment, payload: &[u8]) -> Option<(u16,
         Protocol::ICMP | Protocol::ICMPV6 => {
             bytes::u16_at(payload, 0).map(|type_code| (type_code, type_code))
         }
-        // RFC 7296 section 3.13.1: "the MH Type in the most significant eight bits".
+        // RFC 7296 section 3.13.1: "with Type in the most significant eight bits and the least significant eight bits
+        // set to zero".
         MOBILITY => bytes::u8_at(payload, 2).map(|kind| u16::from(kind) << 8).map(|port| (port, port)),
         _ => None,
     }
