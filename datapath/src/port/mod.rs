@@ -12,6 +12,7 @@ use arrayvec::ArrayVec;
 use crate::frame::{Arena, BATCH, Frame, Pool};
 
 pub mod memory;
+pub mod xsk;
 
 /// What the frames of a port begin with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,12 @@ pub trait Port: Send {
 
     /// What the port is, in words for an operator: `xsk zero-copy eth0 queue 3`, `tun pt0`.
     fn describe(&self) -> String;
+
+    /// Whether [`Port::flush`] must be called again soon although no frame may come: the kernel has frames to send, or too few
+    /// to receive into. A worker that sleeps without looking at this leaves packets in the transmit ring.
+    fn busy(&self) -> bool {
+        false
+    }
 
     /// What the port refused by itself, since it was made.
     fn stats(&self) -> PortStats {
