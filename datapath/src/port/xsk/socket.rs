@@ -116,24 +116,36 @@ pub struct XskStatistics {
 #[derive(Debug)]
 pub struct XskSocket {
     /// `None` once drained.
-    socket: Option<Arc<OwnedFd>>,
+    open: Option<Open>,
     interface: String,
     queue: u32,
     zero_copy: bool,
     fill_target: usize,
+    receiving: Ledger,
+    sending: Ledger,
+    stats: PortStats,
+}
+
+/// What exists while the socket is open. The mapped rings refer to it in the kernel just as the descriptor does, so it is
+/// closed only when all of these are gone.
+#[derive(Debug)]
+struct Open {
     rx: Consumer<XdpDesc>,
     tx: Producer<XdpDesc>,
     fill: Producer<u64>,
     completion: Consumer<u64>,
-    receiving: Ledger,
-    sending: Ledger,
-    stats: PortStats,
+    socket: Arc<OwnedFd>,
 }
 
 /// Kicks in one flush: in copy mode the kernel sends at most 32 frames a kick, and ends each early with EAGAIN.
 const KICKS: usize = 8;
 /// How long [`XskSocket::drain`] waits for frames being transmitted, in steps of a millisecond.
 const DRAIN_STEPS: usize = 100;
+
+/// The kernel frees a queue some time after its socket was closed, when the last reference is collected: a start right after a
+/// stop or a crash waits for that.
+const BUSY_STEPS: usize = 20;
+const BUSY_STEP: Duration = Duration::from_millis(20);
 
 impl XskSocket {
     /// Binds a socket to a queue. Nothing is received before the first [`Port::flush`] (it lends the kernel frames) and before
@@ -145,19 +157,25 @@ impl XskSocket {
         {
             return Err(XskError::Sizes(options.ring, options.fill));
         }
-        if options.zero_copy
-            && let Ok(socket) = Self::bind_in_mode(umem, interface, queue, options, true)
-        {
-            return Ok(socket);
+        let bind = |zero_copy| Self::bind_in_mode(umem, interface, queue, options, zero_copy);
+        for _ in 0..BUSY_STEPS {
+            let result = match options.zero_copy.then(|| bind(true)) {
+                Some(settled @ (Ok(_) | Err(XskError::QueueBusy(..)))) => settled,
+                // What is wrong with the queue or the machine is told by the attempt that wants the least of them.
+                Some(Err(_)) | None => bind(false),
+            };
+            match result {
+                Err(XskError::QueueBusy(..)) => sleep(BUSY_STEP),
+                settled => return settled,
+            }
         }
-        // What is wrong with the queue or the machine is told by the attempt that wants the least of them.
-        Self::bind_in_mode(umem, interface, queue, options, false)
+        Err(XskError::QueueBusy(interface.to_owned(), queue))
     }
 
     /// The descriptor for the XDP program's map of sockets, and for waiting; `None` once drained. A duplicate of it would keep
     /// the socket alive, and the kernel writing into frames, after [`Port::drain`]: make none.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.socket.as_deref().map(AsFd::as_fd)
+        self.open.as_ref().map(|open| open.socket.as_fd())
     }
 
     /// The queue it is bound to.
@@ -209,7 +227,10 @@ impl XskSocket {
                     _ => failed("making the socket")(errno),
                 }
             })?;
-        let index = rustix::net::netdevice::name_to_index(&socket, interface)
+        // An AF_XDP socket does not answer questions about interfaces; any other does.
+        let asked = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)
+            .map_err(failed("making a socket"))?;
+        let index = rustix::net::netdevice::name_to_index(asked, interface)
             .map_err(|_| XskError::NoInterface(interface.to_owned()))?;
 
         let arena = umem.arena();
@@ -242,6 +263,8 @@ impl XskSocket {
 
         bind(fd, index, queue, zero_copy, shared.as_deref()).map_err(|errno| match errno {
             Errno::BUSY => XskError::QueueBusy(interface.to_owned(), queue),
+            // Among the sockets of one registration a second one on a queue is EINVAL as well.
+            Errno::INVAL if umem.holds(index, queue) => XskError::QueueBusy(interface.to_owned(), queue),
             Errno::INVAL => XskError::NoQueue(interface.to_owned(), queue),
             Errno::NETDOWN => XskError::Down(interface.to_owned()),
             Errno::NOBUFS | Errno::NOMEM => XskError::LockedMemory(arena.size()),
@@ -250,17 +273,13 @@ impl XskSocket {
         let granted = sockopt::xdp_options(fd).map_err(failed("asking for the mode"))?;
 
         let socket = Arc::new(socket);
-        umem.join(&socket, zero_copy);
+        umem.join(&socket, index, queue, zero_copy);
         Ok(Self {
-            socket: Some(socket),
+            open: Some(Open { rx, tx, fill, completion, socket }),
             interface: interface.to_owned(),
             queue,
             zero_copy: granted.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY),
             fill_target: usize::try_from(options.fill).unwrap_or(usize::MAX),
-            rx,
-            tx,
-            fill,
-            completion,
             receiving: Ledger::new(arena.clone()),
             sending: Ledger::new(arena.clone()),
             stats: PortStats::default(),
@@ -269,12 +288,13 @@ impl XskSocket {
 
     /// Lends the kernel frames for reception until it has as many as it should, or the pool has no more.
     fn refill(&mut self, pool: &mut Pool) {
+        let Some(Open { fill, socket, .. }) = &mut self.open else { return };
         let before = self.receiving.count();
-        while self.receiving.count() < self.fill_target && self.fill.free(1) > 0 {
+        while self.receiving.count() < self.fill_target && fill.free(1) > 0 {
             let Some(frame) = pool.take() else { break };
             match self.receiving.lend(frame) {
                 // The kernel wants the chunk and chooses the place in it by itself.
-                Ok(address) => _ = self.fill.push(address - address % (FRAME_SIZE as u64)),
+                Ok(address) => _ = fill.push(address - address % (FRAME_SIZE as u64)),
                 Err(foreign) => {
                     pool.give(foreign);
                     break;
@@ -282,25 +302,23 @@ impl XskSocket {
             }
         }
         if self.receiving.count() > before {
-            self.fill.submit();
+            fill.submit();
         }
-        if self.fill.needs_wakeup()
-            && let Some(fd) = self.fd()
-        {
+        if fill.needs_wakeup() {
             // Receives nothing: it makes the driver look at the fill ring. It cannot fail in a way that matters here.
-            let _ = rustix::net::recv(fd, &mut [0_u8; 0], RecvFlags::DONTWAIT);
+            let _ = rustix::net::recv(socket, &mut [0_u8; 0], RecvFlags::DONTWAIT);
         }
     }
 
     /// Makes the kernel send what is in the transmit ring.
     fn kick(&mut self) {
-        let mut pending = self.tx.pending();
+        let Some(Open { tx, socket, .. }) = &self.open else { return };
+        let mut pending = tx.pending();
         for _ in 0..KICKS {
-            if pending == 0 || !self.tx.needs_wakeup() {
+            if pending == 0 || !tx.needs_wakeup() {
                 return;
             }
-            let Some(fd) = self.fd() else { return };
-            match rustix::net::send(fd, &[], SendFlags::DONTWAIT) {
+            match rustix::net::send(socket, &[], SendFlags::DONTWAIT) {
                 // EAGAIN: the share of this kick is used up, or there is no room further down. EBUSY, ENOBUFS: the device
                 // refused one frame, which is lost; the rest is not.
                 Err(Errno::AGAIN) => {}
@@ -308,7 +326,7 @@ impl XskSocket {
                 // All is sent; or the interface is down or gone, and the frames wait in the ring until it is full.
                 Ok(_) | Err(_) => return,
             }
-            let left = self.tx.pending();
+            let left = tx.pending();
             if left == pending {
                 return;
             }
@@ -318,8 +336,9 @@ impl XskSocket {
 
     /// Gives transmitted frames back to the pool.
     fn complete(&mut self, pool: &mut Pool) {
+        let Some(Open { completion, .. }) = &mut self.open else { return };
         let mut any = false;
-        while let Some(address) = self.completion.pop() {
+        while let Some(address) = completion.pop() {
             any = true;
             match self.sending.reclaim(address, 0) {
                 Some(frame) => pool.give(frame),
@@ -327,7 +346,7 @@ impl XskSocket {
             }
         }
         if any {
-            self.completion.release();
+            completion.release();
         }
     }
 }
@@ -373,9 +392,10 @@ fn bind(
 
 impl Port for XskSocket {
     fn receive(&mut self, _arena: &Arena, pool: &mut Pool, out: &mut ArrayVec<Frame, BATCH>) {
+        let Some(Open { rx, .. }) = &mut self.open else { return };
         let mut any = false;
         while !out.is_full() {
-            let Some(desc) = self.rx.pop() else { break };
+            let Some(desc) = rx.pop() else { break };
             any = true;
             match self.receiving.reclaim(desc.addr, desc.len) {
                 // A packet in several frames is only received by sockets that ask for such.
@@ -388,17 +408,15 @@ impl Port for XskSocket {
             }
         }
         if any {
-            self.rx.release();
+            rx.release();
             self.refill(pool);
         }
     }
 
     fn transmit(&mut self, _arena: &Arena, pool: &mut Pool, frames: &mut ArrayVec<Frame, BATCH>) -> usize {
-        if self.socket.is_none() {
-            return 0;
-        }
+        let Some(Open { tx, .. }) = &mut self.open else { return 0 };
         let wanted = u32::try_from(frames.len()).unwrap_or(u32::MAX);
-        let room = usize::try_from(self.tx.free(wanted)).unwrap_or(usize::MAX);
+        let room = usize::try_from(tx.free(wanted)).unwrap_or(usize::MAX);
         let count = frames.len().min(room);
         for frame in frames.drain(..count) {
             // The kernel would drop an empty descriptor without ever completing it.
@@ -408,26 +426,25 @@ impl Port for XskSocket {
                 continue;
             };
             match self.sending.lend(frame) {
-                Ok(addr) => _ = self.tx.push(XdpDesc { addr, len, options: XdpDescOptions::empty() }),
+                Ok(addr) => _ = tx.push(XdpDesc { addr, len, options: XdpDescOptions::empty() }),
                 Err(foreign) => {
                     self.stats.malformed += 1;
                     pool.give(foreign);
                 }
             }
         }
-        self.tx.submit();
+        tx.submit();
         count
     }
 
     fn flush(&mut self, _arena: &Arena, pool: &mut Pool) {
-        if self.socket.is_none() {
-            return;
-        }
+        let Some(Open { fill, .. }) = &self.open else { return };
+        let short = self.receiving.count() < self.fill_target || fill.needs_wakeup();
         if self.sending.count() > 0 {
             self.kick();
             self.complete(pool);
         }
-        if self.receiving.count() < self.fill_target || self.fill.needs_wakeup() {
+        if short {
             self.refill(pool);
         }
     }
@@ -439,7 +456,7 @@ impl Port for XskSocket {
         for step in 0..DRAIN_STEPS {
             self.kick();
             self.complete(pool);
-            if self.sending.count() == 0 || self.socket.is_none() {
+            if self.sending.count() == 0 || self.open.is_none() {
                 break;
             }
             if step + 1 < DRAIN_STEPS {
@@ -456,9 +473,11 @@ impl Port for XskSocket {
             }
             received.drain(..).for_each(|frame| pool.give(frame));
         }
-        // The last owner closes, and the kernel has unbound the socket, after a grace period for packets on their way, when
-        // `close` returns. Another owner is a socket that is being bound at this moment and shares the registration.
-        let closed = self.socket.take().and_then(Arc::into_inner).map(drop).is_some();
+        // When the last owner has let go, the kernel has unbound the socket and waited for packets on their way before `close`
+        // returns. Another owner can only be a socket that is being bound at this moment and shares the registration.
+        let Some(Open { rx, tx, fill, completion, socket }) = self.open.take() else { return };
+        drop((rx, tx, fill, completion));
+        let closed = Arc::into_inner(socket).map(drop).is_some();
         if closed && !self.zero_copy {
             while let Some(frame) = self.receiving.reclaim_any() {
                 pool.give(frame);
@@ -480,7 +499,7 @@ impl Port for XskSocket {
     }
 
     fn busy(&self) -> bool {
-        self.socket.is_some() && (self.tx.pending() > 0 || self.receiving.count() == 0)
+        self.open.as_ref().is_some_and(|open| open.tx.pending() > 0 || self.receiving.count() == 0)
     }
 
     fn stats(&self) -> PortStats {

@@ -1,7 +1,7 @@
 //! The packet memory as the kernel knows it ([`Umem`]), and the book of chunks that the kernel holds ([`Ledger`]).
 
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use crate::frame::{Arena, FRAME_SIZE, Frame};
 
@@ -20,6 +20,8 @@ pub struct Umem {
 #[derive(Debug)]
 struct Member {
     socket: Weak<OwnedFd>,
+    interface: u32,
+    queue: u32,
     zero_copy: bool,
 }
 
@@ -36,18 +38,26 @@ impl Umem {
 
     /// A bound socket of this mode, whose registration a new one can share.
     pub(super) fn member(&self, zero_copy: bool) -> Option<Arc<OwnedFd>> {
-        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
-        members.retain(|member| member.socket.strong_count() > 0);
-        members
+        self.living()
             .iter()
             .filter(|member| member.zero_copy == zero_copy)
             .find_map(|member| member.socket.upgrade())
     }
 
+    /// Whether one of the sockets is bound to this queue of the interface with this index.
+    pub(super) fn holds(&self, interface: u32, queue: u32) -> bool {
+        self.living().iter().any(|member| (member.interface, member.queue) == (interface, queue))
+    }
+
     /// Makes a bound socket known.
-    pub(super) fn join(&self, socket: &Arc<OwnedFd>, zero_copy: bool) {
-        let member = Member { socket: Arc::downgrade(socket), zero_copy };
-        self.members.lock().unwrap_or_else(PoisonError::into_inner).push(member);
+    pub(super) fn join(&self, socket: &Arc<OwnedFd>, interface: u32, queue: u32, zero_copy: bool) {
+        self.living().push(Member { socket: Arc::downgrade(socket), interface, queue, zero_copy });
+    }
+
+    fn living(&self) -> MutexGuard<'_, Vec<Member>> {
+        let mut members = self.members.lock().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|member| member.socket.strong_count() > 0);
+        members
     }
 }
 

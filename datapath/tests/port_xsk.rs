@@ -1,0 +1,384 @@
+//! AF_XDP on veth pairs, with the kernel's own stack and packet sockets at the other end.
+//!
+//! Each test has network namespaces of its own: `near`, where our sockets are, and `far`, the world. Needs root.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "helpers of tests, which clippy does not take for tests"
+)]
+
+#[path = "netns/mod.rs"]
+mod netns;
+#[path = "netns/redirect.rs"]
+mod redirect;
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+use netns::Netns;
+use postern_datapath::frame::{Arena, BATCH, FRAME_SIZE, Frame, HEADROOM, Pool};
+use postern_datapath::port::xsk::{Umem, XskError, XskOptions, XskSocket};
+use postern_datapath::port::{LinkKind, Port};
+use redirect::Redirect;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+/// Two namespaces joined by `pairs` veth pairs, `n0`-`f0`, `n1`-`f1` …, of so many queues each.
+fn veth(pairs: usize, queues: u32) -> (Netns, Netns) {
+    let (near, far) = (Netns::new("near"), Netns::new("far"));
+    for pair in 0..pairs {
+        near.ip(&format!(
+            "link add name n{pair} numtxqueues {queues} numrxqueues {queues} type veth \
+             peer name f{pair} numtxqueues {queues} numrxqueues {queues} netns {}",
+            far.name()
+        ));
+        for (side, name) in [(&near, format!("n{pair}")), (&far, format!("f{pair}"))] {
+            // Nothing but the test's own packets: no IPv6 neighbour discovery.
+            side.exec(&format!("sysctl -qw net.ipv6.conf.{name}.disable_ipv6=1"));
+            side.ip(&format!("link set {name} up"));
+        }
+    }
+    (near, far)
+}
+
+/// A packet socket on an interface of the caller's namespace: the other end of the wire.
+struct Wire(OwnedFd);
+
+impl Wire {
+    fn open(interface: &str) -> Self {
+        let protocol = 3_u16.to_be(); // ETH_P_ALL
+        // JUSTIFICATION: packet socket addresses have no safe wrapper among our dependencies.
+        // SAFETY: plain system calls on a new descriptor and a zero-filled address that lives through the call.
+        unsafe {
+            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
+            assert!(fd >= 0, "{}", io::Error::last_os_error());
+            let socket = OwnedFd::from_raw_fd(fd);
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
+            address.sll_protocol = protocol;
+            address.sll_ifindex = i32::try_from(index(interface)).unwrap();
+            let length = u32::try_from(size_of::<libc::sockaddr_ll>()).unwrap();
+            assert_eq!(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length), 0);
+            rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 32 << 20).unwrap();
+            Self(socket)
+        }
+    }
+
+    fn send(&self, packet: &[u8]) {
+        assert_eq!(
+            rustix::net::send(&self.0, packet, rustix::net::SendFlags::empty()).unwrap(),
+            packet.len()
+        );
+    }
+
+    /// The next packet, waiting up to a second.
+    fn receive(&self) -> Option<Vec<u8>> {
+        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
+        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
+        if poll(&mut fds, Some(&second)).unwrap() == 0 {
+            return None;
+        }
+        let mut buffer = vec![0xa5; FRAME_SIZE];
+        let (length, _) = rustix::net::recv(&self.0, &mut buffer, rustix::net::RecvFlags::empty()).unwrap();
+        buffer.truncate(length);
+        Some(buffer)
+    }
+}
+
+fn index(interface: &str) -> u32 {
+    let any =
+        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None).unwrap();
+    rustix::net::netdevice::name_to_index(any, interface).unwrap()
+}
+
+/// An Ethernet frame of a type that no stack answers, with a payload that tells packets apart.
+fn packet(number: u32, length: usize) -> Vec<u8> {
+    let mut packet = vec![0xff; 6];
+    packet.extend([2, 0, 0, 0, 0, 1, 0x88, 0xb5]);
+    packet.extend(number.to_be_bytes());
+    packet.resize(length, 0x5a);
+    packet
+}
+
+fn number(packet: &[u8]) -> u32 {
+    u32::from_be_bytes(packet[14..18].try_into().unwrap())
+}
+
+struct World {
+    near: Netns,
+    far: Netns,
+    arena: Arena,
+    umem: Umem,
+    pool: Pool,
+}
+
+fn world(pairs: usize, queues: u32, frames: u32) -> World {
+    let (near, far) = veth(pairs, queues);
+    let (arena, all) = Arena::new(frames, false).unwrap();
+    let pool = Pool::split(all, 1).pop().unwrap();
+    World { near, far, umem: Umem::new(arena.clone()), arena, pool }
+}
+
+impl World {
+    /// A socket on queue 0 of a near interface, with the program attached and frames lent.
+    fn socket(&mut self, interface: &str, options: XskOptions) -> (XskSocket, Redirect) {
+        let (umem, name) = (self.umem.clone(), interface.to_owned());
+        let (mut socket, program) = self.near.within(move || {
+            let socket = XskSocket::bind(&umem, &name, 0, options).unwrap();
+            let program = Redirect::attach(index(&name));
+            program.set(0, socket.fd().unwrap());
+            (socket, program)
+        });
+        socket.flush(&self.arena, &mut self.pool);
+        (socket, program)
+    }
+
+    fn wire(&self, interface: &str) -> Wire {
+        self.far.within(|| Wire::open(interface))
+    }
+
+    /// Receives until `count` frames came or two seconds passed.
+    fn receive(&mut self, socket: &mut XskSocket, count: usize) -> Vec<Frame> {
+        let until = Instant::now() + Duration::from_secs(2);
+        let mut all = Vec::new();
+        let mut batch = ArrayVec::<Frame, BATCH>::new();
+        while all.len() < count && Instant::now() < until {
+            socket.receive(&self.arena, &mut self.pool, &mut batch);
+            all.extend(batch.drain(..));
+            socket.flush(&self.arena, &mut self.pool);
+        }
+        all
+    }
+
+    fn give(&mut self, frames: Vec<Frame>) {
+        for frame in frames {
+            self.pool.give(frame);
+        }
+    }
+}
+
+const OPTIONS: XskOptions = XskOptions { zero_copy: false, ring: 256, fill: 256 };
+
+/// DP-1: what the program redirects is received, in order, with the headroom that encapsulation needs; the descriptor becomes
+/// readable for a worker that waits.
+#[test]
+fn dp_1_frames_are_received() {
+    let mut world = world(1, 1, 1024);
+    let (mut socket, _program) = world.socket("n0", OPTIONS);
+    assert_eq!(socket.describe(), "xsk copy n0 queue 0");
+    assert_eq!(socket.link(), LinkKind::Ethernet);
+    let wire = world.wire("f0");
+    for n in 0..200 {
+        wire.send(&packet(n, 60 + usize::try_from(n).unwrap()));
+    }
+    let mut fds = [PollFd::from_borrowed_fd(socket.wait_fd().unwrap(), PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 })).unwrap(), 1);
+    let frames = world.receive(&mut socket, 200);
+    assert_eq!(frames.len(), 200);
+    for (n, frame) in (0..200).zip(&frames) {
+        assert_eq!(world.arena.bytes(frame), packet(n, 60 + usize::try_from(n).unwrap()));
+        assert!(frame.headroom() >= HEADROOM, "{}", frame.headroom());
+    }
+    world.give(frames);
+    socket.drain(&world.arena, &mut world.pool);
+    assert_eq!(world.pool.available(), 1024);
+}
+
+/// DP-2: a header is put before a packet in its headroom and the frame leaves where it lies.
+#[test]
+fn dp_2_frames_are_sent_with_headers_put_before_them() {
+    let mut world = world(1, 1, 1024);
+    let (mut socket, _program) = world.socket("n0", OPTIONS);
+    let wire = world.wire("f0");
+    let mut expected = Vec::new();
+    for n in 0..150_u32 {
+        let mut batch = ArrayVec::<Frame, BATCH>::new();
+        let mut frame = world.pool.take().unwrap();
+        frame.grow_back(50).unwrap();
+        world.arena.bytes_mut(&mut frame).fill(0x5a);
+        let header = packet(n, 14 + 4 + usize::try_from(n).unwrap());
+        frame.grow_front(header.len()).unwrap();
+        world.arena.bytes_mut(&mut frame)[..header.len()].copy_from_slice(&header);
+        expected.push(world.arena.bytes(&frame).to_vec());
+        batch.push(frame);
+        assert_eq!(socket.transmit(&world.arena, &mut world.pool, &mut batch), 1);
+        if n % 50 == 49 {
+            socket.flush(&world.arena, &mut world.pool);
+        }
+    }
+    for expected in expected {
+        assert_eq!(wire.receive().unwrap(), expected);
+    }
+    assert_eq!(wire.receive(), None);
+    assert_eq!(socket.statistics().tx_invalid, 0);
+    socket.drain(&world.arena, &mut world.pool);
+    assert_eq!(world.pool.available(), 1024);
+    assert_eq!(socket.lent(), 0);
+}
+
+/// DP-2: interfaces share the packet memory, so a frame received on one is sent on the other where it lies, uncopied.
+#[test]
+fn dp_2_a_frame_crosses_from_one_interface_to_another_uncopied() {
+    let mut world = world(2, 1, 1024);
+    let (mut one, _program) = world.socket("n0", OPTIONS);
+    let (mut two, _other) = world.socket("n1", OPTIONS);
+    let (from, to) = (world.wire("f0"), world.wire("f1"));
+    for round in 0..20 {
+        for n in 0..64 {
+            from.send(&packet(round * 64 + n, 200));
+        }
+        let frames = world.receive(&mut one, 64);
+        assert_eq!(frames.len(), 64);
+        let places: Vec<_> = frames.iter().map(|frame| world.arena.bytes(frame).as_ptr()).collect();
+        let mut batch: ArrayVec<Frame, BATCH> = frames.into_iter().collect();
+        assert!(batch.iter().zip(places).all(|(frame, place)| world.arena.bytes(frame).as_ptr() == place));
+        assert_eq!(two.transmit(&world.arena, &mut world.pool, &mut batch), 64);
+        two.flush(&world.arena, &mut world.pool);
+        for n in 0..64 {
+            assert_eq!(number(&to.receive().unwrap()), round * 64 + n);
+        }
+    }
+    for socket in [&mut one, &mut two] {
+        socket.drain(&world.arena, &mut world.pool);
+        assert_eq!(socket.stats(), postern_datapath::port::PortStats::default());
+    }
+    assert_eq!(world.pool.available(), 1024);
+}
+
+/// DP-6: full rings lose packets in a place that is counted, and no frame.
+#[test]
+fn dp_6_full_rings_are_counted_and_lose_no_frame() {
+    let mut world = world(1, 1, 1024);
+    let options = XskOptions { ring: 64, fill: 64, ..OPTIONS };
+    let (mut socket, _program) = world.socket("n0", options);
+    // Receive: nobody empties the ring. 64 frames were lent, the rest finds none.
+    let wire = world.wire("f0");
+    for n in 0..500 {
+        wire.send(&packet(n, 60));
+    }
+    std::thread::sleep(Duration::from_millis(50));
+    let counted = socket.statistics();
+    assert!(counted.fill_ring_empty + counted.rx_ring_full + counted.rx_dropped > 0, "{counted:?}");
+    let frames = world.receive(&mut socket, 64);
+    assert_eq!(frames.len(), 64);
+    assert_eq!(number(world.arena.bytes(&frames[63])), 63);
+    world.give(frames);
+    // It goes on afterwards.
+    wire.send(&packet(1000, 60));
+    let frames = world.receive(&mut socket, 1);
+    assert_eq!(number(world.arena.bytes(&frames[0])), 1000);
+    world.give(frames);
+    // Transmit: nobody wakes the kernel. The second batch does not fit and stays with the caller.
+    let mut batch = ArrayVec::<Frame, BATCH>::new();
+    for n in 0..100 {
+        let mut frame = world.pool.take().unwrap();
+        frame.grow_back(60).unwrap();
+        world.arena.bytes_mut(&mut frame).copy_from_slice(&packet(n, 60));
+        batch.push(frame);
+        if batch.is_full() {
+            socket.transmit(&world.arena, &mut world.pool, &mut batch);
+        }
+    }
+    assert_eq!(batch.len(), 36);
+    assert_eq!(socket.transmit(&world.arena, &mut world.pool, &mut batch), 0);
+    assert!(socket.busy());
+    world.give(batch.drain(..).collect());
+    // An empty frame never gets to the kernel, which would lose it.
+    socket.flush(&world.arena, &mut world.pool);
+    assert!(!socket.busy());
+    batch.push(world.pool.take().unwrap());
+    assert_eq!(socket.transmit(&world.arena, &mut world.pool, &mut batch), 1);
+    assert_eq!(socket.stats().malformed, 1);
+    socket.drain(&world.arena, &mut world.pool);
+    assert_eq!(world.pool.available(), 1024);
+}
+
+/// DP-2: one UMEM for all queues of all interfaces; each queue's socket receives and sends, in two threads.
+#[test]
+fn dp_2_queues_of_several_workers_share_the_umem() {
+    let mut world = world(2, 2, 2048);
+    let mut sockets = Vec::new();
+    for interface in ["n0", "n1"] {
+        for queue in 0..2 {
+            let umem = world.umem.clone();
+            let bind = move || XskSocket::bind(&umem, interface, queue, OPTIONS).unwrap();
+            sockets.push(world.near.within(bind));
+        }
+    }
+    let wires = [world.wire("f0"), world.wire("f1")];
+    for socket in &mut sockets {
+        socket.flush(&world.arena, &mut world.pool);
+        assert_eq!(socket.lent(), 256);
+        let mut batch = ArrayVec::<Frame, BATCH>::new();
+        let mut frame = world.pool.take().unwrap();
+        frame.grow_back(60).unwrap();
+        world.arena.bytes_mut(&mut frame).copy_from_slice(&packet(socket.queue(), 60));
+        batch.push(frame);
+        socket.transmit(&world.arena, &mut world.pool, &mut batch);
+        socket.flush(&world.arena, &mut world.pool);
+    }
+    for wire in &wires {
+        let mut seen = [number(&wire.receive().unwrap()), number(&wire.receive().unwrap())];
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1]);
+    }
+    // Whoever registered the memory may go first.
+    for mut socket in sockets {
+        socket.drain(&world.arena, &mut world.pool);
+    }
+    assert_eq!(world.pool.available(), 2048);
+}
+
+/// OPS-1: what stands in the way is told by name; asking for zero-copy where there is none falls back to copy.
+#[test]
+fn ops_1_obstacles_are_named() {
+    let mut world = world(1, 1, 256);
+    let wish = XskOptions { zero_copy: true, ..OPTIONS };
+    let (mut socket, program) = world.socket("n0", wish);
+    assert!(!socket.is_zero_copy());
+    let bind = |interface: &'static str, queue| {
+        let umem = world.umem.clone();
+        world.near.within(move || XskSocket::bind(&umem, interface, queue, OPTIONS).unwrap_err())
+    };
+    assert!(matches!(bind("n0", 0), XskError::QueueBusy(..)));
+    assert!(matches!(bind("n0", 7), XskError::NoQueue(..)));
+    assert!(matches!(bind("none", 0), XskError::NoInterface(..)));
+    // Another registration of the same memory meets the same queue.
+    let other = Umem::new(world.arena.clone());
+    let error = world.near.within(move || XskSocket::bind(&other, "n0", 0, OPTIONS).unwrap_err());
+    assert!(matches!(error, XskError::QueueBusy(..)), "{error}");
+    // Once it is drained, the queue is free again.
+    socket.drain(&world.arena, &mut world.pool);
+    assert!(socket.fd().is_none());
+    drop(program);
+    let (mut again, _program) = world.socket("n0", OPTIONS);
+    let wire = world.wire("f0");
+    wire.send(&packet(1, 60));
+    let frames = world.receive(&mut again, 1);
+    assert_eq!(frames.len(), 1);
+    world.give(frames);
+    again.drain(&world.arena, &mut world.pool);
+    assert_eq!(world.pool.available(), 256);
+}
+
+/// Frames in flight when the far end goes away come back, and an interface that is down does not hang the worker.
+#[test]
+fn an_interface_that_goes_down_loses_no_frame() {
+    let mut world = world(1, 1, 512);
+    let (mut socket, _program) = world.socket("n0", OPTIONS);
+    world.near.ip("link set n0 down");
+    let mut batch = ArrayVec::<Frame, BATCH>::new();
+    for _ in 0..BATCH {
+        let mut frame = world.pool.take().unwrap();
+        frame.grow_back(60).unwrap();
+        batch.push(frame);
+    }
+    assert_eq!(socket.transmit(&world.arena, &mut world.pool, &mut batch), BATCH);
+    socket.flush(&world.arena, &mut world.pool);
+    world.near.ip("link set n0 up");
+    socket.flush(&world.arena, &mut world.pool);
+    socket.drain(&world.arena, &mut world.pool);
+    assert_eq!(world.pool.available(), 512);
+}
