@@ -88,8 +88,14 @@ impl Drop for AeadKey {
 }
 
 impl Drop for RingKey {
-    /// ring does not wipe its keys, so the schedule of another key is written over this one's.
     fn drop(&mut self) {
+        self.wipe();
+    }
+}
+
+impl RingKey {
+    /// ring does not wipe its keys, so the schedule of another key is written over this one's.
+    fn wipe(&mut self) {
         let blank = [0; 32];
         if let Some(blank) = blank.get(..self.0.algorithm().key_len())
             && let Ok(blank) = UnboundKey::new(self.0.algorithm(), blank)
@@ -140,5 +146,29 @@ impl Aead<'_> {
         let [s0, s1, s2, s3] = self.salt;
         let [i0, i1, i2, i3, i4, i5, i6, i7] = iv;
         [s0, s1, s2, s3, i0, i1, i2, i3, i4, i5, i6, i7]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// OPS-4: after the wipe the key is another, known one: that of zeros.
+    #[test]
+    fn ops_4_wiped_key_is_the_zero_key() {
+        for (encryption, len) in
+            [(Encryption::AesGcm16, 16), (Encryption::AesGcm16, 32), (Encryption::ChaCha20Poly1305, 32)]
+        {
+            let material = |byte| [vec![byte; len], vec![9; 4]].concat();
+            let mut key = AeadKey::new(encryption, &material(7)).unwrap();
+            let zero = AeadKey::new(encryption, &material(0)).unwrap();
+            let tag = |key: &AeadKey| key.expand().seal([1; 8], b"aad", &mut []).unwrap();
+            assert_ne!(tag(&key), tag(&zero));
+            match &mut key.kind {
+                Kind::Ring(key) => key.wipe(),
+                Kind::Aes192(_) => panic!("served by ring"),
+            }
+            assert_eq!(tag(&key), tag(&zero));
+        }
     }
 }

@@ -68,11 +68,34 @@ pub(super) fn copy(to: &mut [u8], from: &[u8]) {
     }
 }
 
-impl Drop for MacKey {
+impl MacKey {
     /// ring does not wipe its keys, so the states of another key are written over them.
-    fn drop(&mut self) {
+    fn wipe(&mut self) {
         self.key = hmac::Key::new(self.key.algorithm(), &[]);
         // Without this the compiler may drop the write as dead.
         black_box(&mut self.key);
+    }
+}
+
+impl Drop for MacKey {
+    fn drop(&mut self) {
+        self.wipe();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// OPS-4: after the wipe the key is another, known one: that of no bytes.
+    #[test]
+    fn ops_4_wiped_key_is_the_empty_key() {
+        let mut key = MacKey::new(Integrity::HmacSha2_256_128, &[7; 32]).unwrap();
+        let before = key.tag(b"covered", None);
+        key.wipe();
+        let after = key.tag(b"covered", None);
+        assert_ne!(before.as_ref(), after.as_ref());
+        let empty = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &[]), b"covered");
+        assert_eq!(after.as_ref(), empty.as_ref());
     }
 }

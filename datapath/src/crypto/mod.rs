@@ -79,8 +79,10 @@ enum Kind {
     Null(MacKey),
 }
 
+// 1,000,000 SAs have to fit in 1 GiB with everything else that belongs to them.
+const _: () = assert!(size_of::<EspKey>() <= 600 && size_of::<AhKey>() <= 600);
+
 /// One packet to seal.
-#[derive(Debug)]
 pub struct SealOp<'a> {
     /// The SA's key.
     pub key: &'a EspKey,
@@ -105,7 +107,6 @@ pub enum SealOutcome {
 }
 
 /// One packet to open.
-#[derive(Debug)]
 pub struct OpenOp<'a> {
     /// The SA's key.
     pub key: &'a EspKey,
@@ -174,6 +175,23 @@ impl EspKey {
 impl fmt::Debug for EspKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("EspKey(..)")
+    }
+}
+
+impl fmt::Debug for SealOp<'_> {
+    /// Without the packet's bytes, which are plaintext.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, sequence, esn, packet } = self;
+        write!(f, "SealOp {{ {key:?}, {sequence:?}, esn: {esn}, packet: {} bytes }}", packet.len())
+    }
+}
+
+impl fmt::Debug for OpenOp<'_> {
+    /// Without the packet's bytes, which are plaintext once it is open.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, sequence, esn, packet, outcome } = self;
+        let len = packet.len();
+        write!(f, "OpenOp {{ {key:?}, {sequence}, esn: {esn}, packet: {len} bytes, {outcome:?} }}")
     }
 }
 

@@ -28,9 +28,9 @@ const SEQUENCE: u64 = 0x0123_4567_89ab_cdef;
 /// Length of the plaintext, a multiple of every block; its bytes count up from 0x40.
 const TEXT: u8 = 48;
 
-/// Transform, length of its key with the salt, integrity, first 12 bytes of the ICV. Keys are 1, 2, 3, …
+/// Every suite of ESP: transform, length of its key with the salt, integrity, first 12 bytes of the ICV. Keys are 1, 2, 3, …
 #[rustfmt::skip]
-const ANSWERS: [(Encryption, u8, Integrity, u128); 23] = [
+pub(super) const ANSWERS: [(Encryption, u8, Integrity, u128); 23] = [
     (Encryption::AesGcm16, 20, Integrity::None, 0xb994_522f_fd55_e0dd_6da8_c695),
     (Encryption::NullAuthAesGmac, 20, Integrity::None, 0x0765_ca29_fdd5_33c0_511b_c085),
     (Encryption::AesGcm16, 28, Integrity::None, 0x789a_dfd4_dba3_bd46_afb6_0438),
@@ -101,7 +101,7 @@ fn passes(
     text.iter().zip(0x40..0x40 + TEXT).all(|(got, sent)| *got == sent).then_some(())
 }
 
-fn suite(encryption: Encryption, key_len: u8, integrity: Integrity) -> Suite {
+pub(super) fn suite(encryption: Encryption, key_len: u8, integrity: Integrity) -> Suite {
     let integrity_len = match integrity {
         Integrity::None | Integrity::AesGmac => 0,
         Integrity::HmacSha1_96 => 20,

@@ -1,9 +1,208 @@
-//! Tests across suites: published vectors, other implementations, forgeries and lengths.
+//! Tests across suites. Packets are built here; `vectors` holds what standards published, `oracles` what other
+//! implementations compute, `forgeries` what must not open.
 
+mod forgeries;
+mod oracles;
+mod vectors;
+
+use postern_contract::sa::Integrity;
+use postern_contract::secret::Secret;
+
+use super::selftest::{ANSWERS, suite};
 use super::*;
+
+/// The backend, tested.
+fn backend() -> Backend {
+    Backend::select().expect("self test")
+}
+
+/// Every suite of ESP with a key.
+fn suites() -> Vec<(String, Suite)> {
+    let named = |(encryption, len, integrity, _)| {
+        (format!("{encryption:?} {len} {integrity:?}"), suite(encryption, len, integrity))
+    };
+    ANSWERS.into_iter().map(named).collect()
+}
+
+/// A number out of a counter, as the datapath gets it.
+fn reserve(sequence: u64) -> Reserved {
+    SequenceCounter::new(sequence, u64::MAX, true).reserve().expect("a number")
+}
+
+/// Seals `text` under SPI 0x01020304, in a buffer that held 0xa5 wherever sealing writes.
+fn seal(key: &EspKey, sequence: u64, esn: bool, text: &[u8]) -> (SealOutcome, Vec<u8>) {
+    let Layout { iv_len, icv_len, .. } = key.layout();
+    let mut packet = vec![1, 2, 3, 4];
+    packet.extend([0xa5; 4]);
+    packet.extend(vec![0xa5; iv_len.into()]);
+    packet.extend(text);
+    packet.extend(vec![0xa5; icv_len.into()]);
+    let mut batch: ArrayVec<SealOp<'_>, 1> = ArrayVec::new();
+    batch.push(SealOp { key, sequence: reserve(sequence), esn, packet: &mut packet });
+    let outcome = backend().seal(batch).pop().expect("an outcome");
+    (outcome, packet)
+}
+
+/// Opens `packet` and gives it back with the outcome.
+fn open(key: &EspKey, sequence: u64, esn: bool, packet: &[u8]) -> (Outcome, Vec<u8>) {
+    let mut packet = packet.to_vec();
+    let mut batch = [OpenOp { key, sequence, esn, packet: &mut packet, outcome: Outcome::Pending }];
+    backend().open(&mut batch);
+    (batch[0].outcome, packet)
+}
+
+/// Payload, padding and trailer of an open packet.
+fn text<'p>(key: &EspKey, packet: &'p [u8]) -> &'p [u8] {
+    let Layout { iv_len, icv_len, .. } = key.layout();
+    &packet[ESP_HEADER + usize::from(iv_len)..packet.len() - usize::from(icv_len)]
+}
+
+/// Bytes that differ from place to place.
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from(at * 7 % 251).expect("below 251")).collect()
+}
 
 /// DP-3: every suite gives the answer of another implementation.
 #[test]
 fn dp_3_self_test_passes() {
     assert_eq!(Backend::select().unwrap().name(), "ring");
+}
+
+/// DP-3: what RFC 4303 section 2.4 and the transforms' RFCs say of lengths.
+#[test]
+fn dp_3_layouts() {
+    for (name, suite) in suites() {
+        let (iv_len, block) = match suite.encryption {
+            Encryption::Null => (0, 4),
+            Encryption::AesCbc => (16, 16),
+            _ => (8, 4),
+        };
+        let icv_len = match suite.integrity {
+            Integrity::HmacSha1_96 => 12,
+            Integrity::HmacSha2_384_192 => 24,
+            Integrity::HmacSha2_512_256 => 32,
+            _ => 16,
+        };
+        assert_eq!(EspKey::new(&suite).unwrap().layout(), Layout { iv_len, icv_len, block }, "{name}");
+    }
+}
+
+/// A suite that `Suite::validate` refuses gives no key.
+#[test]
+fn invalid_suites_are_refused() {
+    let suite = |encryption, len, integrity| suite(encryption, len, integrity);
+    assert!(EspKey::new(&suite(Encryption::AesGcm16, 19, Integrity::None)).is_err());
+    assert!(EspKey::new(&suite(Encryption::AesCbc, 16, Integrity::None)).is_err());
+    assert!(EspKey::new(&suite(Encryption::Null, 0, Integrity::None)).is_err());
+    assert!(AhKey::new(&suite(Encryption::AesGcm16, 20, Integrity::None)).is_err());
+    assert!(AhKey::new(&suite(Encryption::Null, 0, Integrity::None)).is_err());
+}
+
+/// OPS-4: no type of this module shows a byte of a key or of a packet when it is formatted.
+#[test]
+fn ops_4_nothing_secret_is_formatted() {
+    let secret = |len: usize| Secret::new(vec![0xab; len]);
+    let suite = |encryption, len, integrity, integrity_len| Suite {
+        encryption,
+        encryption_key: secret(len),
+        integrity,
+        integrity_key: secret(integrity_len),
+    };
+    let mut shown = Vec::new();
+    for esp in [
+        suite(Encryption::AesGcm16, 20, Integrity::None, 0),
+        suite(Encryption::AesGcm16, 28, Integrity::None, 0),
+        suite(Encryption::ChaCha20Poly1305, 36, Integrity::None, 0),
+        suite(Encryption::NullAuthAesGmac, 36, Integrity::None, 0),
+        suite(Encryption::AesCbc, 24, Integrity::HmacSha2_384_192, 48),
+        suite(Encryption::Null, 0, Integrity::HmacSha1_96, 20),
+    ] {
+        let key = EspKey::new(&esp).unwrap();
+        let mut packet = [0xab; 64];
+        let op = SealOp { key: &key, sequence: reserve(5), esn: false, packet: &mut packet };
+        shown.push(format!("{esp:?} {esp:#?} {key:?} {key:#?} {op:?} {op:#?}"));
+        let op =
+            OpenOp { key: &key, sequence: 5, esn: false, packet: &mut packet, outcome: Outcome::Pending };
+        shown.push(format!("{op:?} {op:#?}"));
+    }
+    for ah in [
+        suite(Encryption::Null, 0, Integrity::HmacSha2_256_128, 32),
+        suite(Encryption::Null, 0, Integrity::AesGmac, 28),
+    ] {
+        let key = AhKey::new(&ah).unwrap();
+        shown.push(format!("{ah:?} {key:?} {key:#?}"));
+    }
+    shown.push(format!("{:?} {:?}", backend(), SequenceCounter::new(5, 6, true)));
+    let shown = shown.concat();
+    let lower = shown.to_lowercase();
+    assert!(!lower.contains("171") && !lower.contains("abab") && !lower.contains("ab, ab"), "{shown}");
+    assert!(!lower.contains("0xab"), "{shown}");
+}
+
+/// A batch of many keys, with runs, singles and forgeries: each operation gets its own outcome.
+#[test]
+fn outcomes_stay_with_their_operations() {
+    let keys: Vec<EspKey> = suites().iter().map(|(_, suite)| EspKey::new(suite).unwrap()).collect();
+    // Runs of three packets of one key, then the keys one by one.
+    let order: Vec<usize> = (0..64).map(|at| if at < 32 { at / 3 } else { at % keys.len() }).collect();
+    let plain = bytes(48);
+    let mut packets: Vec<Vec<u8>> = order
+        .iter()
+        .map(|at| {
+            let Layout { iv_len, icv_len, .. } = keys[*at].layout();
+            let fields = [vec![0; ESP_HEADER + usize::from(iv_len)], plain.clone(), vec![0; icv_len.into()]];
+            fields.concat()
+        })
+        .collect();
+    packets[7].pop();
+    let mut ops: ArrayVec<SealOp<'_>, 64> = ArrayVec::new();
+    for ((at, packet), sequence) in order.iter().zip(&mut packets).zip(1..) {
+        ops.push(SealOp { key: &keys[*at], sequence: reserve(sequence), esn: true, packet });
+    }
+    let outcomes = backend().seal(ops);
+    assert_eq!(outcomes.len(), 64);
+    for (at, outcome) in outcomes.iter().enumerate() {
+        assert_eq!(*outcome, if at == 7 { SealOutcome::BadLength } else { SealOutcome::Sealed }, "{at}");
+    }
+
+    packets[11][20] ^= 1;
+    packets[40].truncate(9);
+    let mut ops: Vec<OpenOp<'_>> = order
+        .iter()
+        .zip(&mut packets)
+        .zip(1..)
+        .map(|((at, packet), sequence)| OpenOp {
+            key: &keys[*at],
+            sequence,
+            esn: true,
+            packet,
+            outcome: Outcome::Pending,
+        })
+        .collect();
+    ops[20].outcome = Outcome::BadIcv;
+    backend().open(&mut ops);
+    for (at, op) in ops.iter().enumerate() {
+        let expected = match at {
+            // Not sealed; what is open by an AEAD has any length, so there it is the ICV that is wrong.
+            7 => {
+                assert!(matches!(op.outcome, Outcome::BadIcv | Outcome::BadLength));
+                continue;
+            }
+            11 | 20 => Outcome::BadIcv,
+            40 => Outcome::BadLength,
+            _ => Outcome::Opened,
+        };
+        assert_eq!(op.outcome, expected, "{at}");
+        if expected == Outcome::Opened {
+            assert_eq!(text(op.key, op.packet), plain, "{at}");
+        }
+    }
+    assert_ne!(text(ops[20].key, ops[20].packet), plain, "an operation that is not pending stays as it is");
+}
+
+/// An empty batch is no error.
+#[test]
+fn empty_batches() {
+    assert!(backend().seal::<0>(ArrayVec::new()).is_empty());
+    backend().open(&mut []);
 }
