@@ -4,5 +4,6 @@ pub mod crypto;
 pub mod fib;
 pub mod frame;
 pub mod port;
+pub mod reserve;
 pub mod sad;
 pub mod spd;
