@@ -130,7 +130,9 @@ fn decide(packet: &Packet, settings: &Settings) -> Verdict {
             Class::Ah => Verdict::Ah,
             Class::NattKeepalive => Verdict::KeepaliveDropped,
             Class::Ike => Verdict::IkePassed,
-            Class::IpsecFragment if settings.flags & Settings::DROP_FRAGMENTS != 0 => Verdict::FragmentDropped,
+            Class::IpsecFragment if settings.flags & Settings::DROP_FRAGMENTS != 0 => {
+                Verdict::FragmentDropped
+            }
             Class::IpsecFragment => Verdict::FragmentPassed,
             _ => Verdict::Passed,
         };
@@ -152,16 +154,11 @@ fn decide(packet: &Packet, settings: &Settings) -> Verdict {
 /// Whether the frame was sent to this interface alone.
 #[inline(always)]
 fn for_this_station(packet: &Packet, settings: &Settings) -> bool {
-    let Some([a, b, c, d, e, f]) = packet.array(0) else {
+    let Some(to) = packet.array::<6>(0) else {
         return false;
     };
     // The lowest bit of the first byte is the group bit: broadcast and multicast.
-    if a & 1 != 0 {
-        return false;
-    }
-    settings.flags & Settings::CHECK_MAC == 0
-        || (u32::from_be_bytes([a, b, c, d]) == settings.mac_high
-            && u32::from_be_bytes([0, 0, e, f]) == settings.mac_low)
+    to[0] & 1 == 0 && (settings.flags & Settings::CHECK_MAC == 0 || to == settings.mac)
 }
 
 /// Offset of the destination address in an IPv4 header; the source is the 4 bytes before.

@@ -140,6 +140,8 @@ impl Classified {
 }
 
 /// Says what a frame is; see the module's documentation for what may be relied on afterwards.
+///
+/// Each helper is called from one place: so they end up inside the XDP program's one function.
 #[inline]
 pub fn classify<B: Bytes + ?Sized>(bytes: &B, link: Link) -> Classified {
     let (network, ether_type) = match link {
@@ -153,15 +155,15 @@ pub fn classify<B: Bytes + ?Sized>(bytes: &B, link: Link) -> Classified {
             }),
         ),
     };
-    match ether_type.map(EtherType) {
-        Some(EtherType::IPV4) => {
-            ip4(bytes, network).unwrap_or(Classified::opaque(Class::Malformed, false, network))
-        }
-        Some(EtherType::IPV6) => {
-            ip6(bytes, network).unwrap_or(Classified::opaque(Class::Malformed, true, network))
-        }
-        Some(_) => Classified::opaque(Class::NotIp, false, network),
-        None => Classified::opaque(Class::Malformed, false, network),
+    let (v6, found) = match ether_type.map(EtherType) {
+        Some(EtherType::IPV4) => (false, ip4(bytes, network)),
+        Some(EtherType::IPV6) => (true, ip6(bytes, network)),
+        Some(_) => (false, Err(Class::NotIp)),
+        None => (false, Err(Class::Malformed)),
+    };
+    match found.and_then(|found| upper(bytes, found).ok_or(Class::Malformed)) {
+        Ok(found) => found,
+        Err(class) => Classified::opaque(class, v6, network),
     }
 }
 
@@ -185,73 +187,66 @@ enum FragmentPart {
     Later,
 }
 
-/// `None` is malformed.
 #[inline]
-fn ip4<B: Bytes + ?Sized>(bytes: &B, network: u16) -> Option<Classified> {
+fn ip4<B: Bytes + ?Sized>(bytes: &B, network: u16) -> Result<Upper, Class> {
     let start = usize::from(network);
-    let version_ihl = bytes.u8(start)?;
-    if version_ihl >> 4 != 4 {
-        return None;
-    }
+    let version_ihl = bytes.u8(start).ok_or(Class::Malformed)?;
     let header = usize::from(version_ihl & 0x0f) * 4;
-    let total = usize::from(bytes.u16(start + 2)?);
+    let total = usize::from(bytes.u16(start + 2).ok_or(Class::Malformed)?);
     let end = start + total;
-    if header < IP4_MIN_LEN || total < header || end > bytes.size() {
-        return None;
+    if version_ihl >> 4 != 4 || header < IP4_MIN_LEN || total < header || end > bytes.size() {
+        return Err(Class::Malformed);
     }
     // RFC 791 section 3.1: bit 13 is More Fragments, the low 13 bits the offset.
-    let fragment = match bytes.u16(start + 6)? & 0x3fff {
+    let fragment = match bytes.u16(start + 6).ok_or(Class::Malformed)? & 0x3fff {
         0 => None,
         0x2000 => Some(FragmentPart::First),
         _ => Some(FragmentPart::Later),
     };
-    let protocol = Protocol(bytes.u8(start + 9)?);
-    upper(bytes, Upper { v6: false, network, protocol, at: start + header, end, fragment })
+    let protocol = Protocol(bytes.u8(start + 9).ok_or(Class::Malformed)?);
+    Ok(Upper { v6: false, network, protocol, at: start + header, end, fragment })
 }
 
-/// `None` is malformed.
 #[inline]
-fn ip6<B: Bytes + ?Sized>(bytes: &B, network: u16) -> Option<Classified> {
+fn ip6<B: Bytes + ?Sized>(bytes: &B, network: u16) -> Result<Upper, Class> {
     let start = usize::from(network);
-    if bytes.u8(start)? >> 4 != 6 {
-        return None;
-    }
+    let version = bytes.u8(start).ok_or(Class::Malformed)? >> 4;
     let chain = start + IP6_LEN;
-    let end = chain + usize::from(bytes.u16(start + 4)?);
-    if end > bytes.size() {
-        return None;
+    let end = chain + usize::from(bytes.u16(start + 4).ok_or(Class::Malformed)?);
+    if version != 6 || end > bytes.size() {
+        return Err(Class::Malformed);
     }
-    let mut protocol = Protocol(bytes.u8(start + 6)?);
+    let mut protocol = Protocol(bytes.u8(start + 6).ok_or(Class::Malformed)?);
     let mut fragment = None;
     let mut at = chain;
     for _ in 0..=MAX_EXTENSION_HEADERS {
+        // What follows the header of a later fragment is data, whatever its first byte looks like.
+        if fragment == Some(FragmentPart::Later) {
+            return Ok(Upper { v6: true, network, protocol, at, end, fragment });
+        }
         let length = match protocol {
             // RFC 8200 section 4.2: length in units of 8 octets, the first not counted.
             Protocol::HOP_BY_HOP | Protocol::ROUTING | Protocol::DEST_OPTIONS => {
-                (usize::from(bytes.u8(at + 1)?) + 1) * 8
+                (usize::from(bytes.u8(at + 1).ok_or(Class::Malformed)?) + 1) * 8
             }
             // RFC 8200 section 4.5: the low 3 bits are reserved and More Fragments.
             Protocol::FRAGMENT => {
-                let first = bytes.u16(at + 2)? & 0xfff8 == 0;
+                let first = bytes.u16(at + 2).ok_or(Class::Malformed)? & 0xfff8 == 0;
                 fragment = Some(if first { FragmentPart::First } else { FragmentPart::Later });
                 8
             }
-            _ => return upper(bytes, Upper { v6: true, network, protocol, at, end, fragment }),
+            _ => return Ok(Upper { v6: true, network, protocol, at, end, fragment }),
         };
-        protocol = Protocol(bytes.u8(at)?);
+        protocol = Protocol(bytes.u8(at).ok_or(Class::Malformed)?);
         at += length;
         if at > end {
-            return None;
+            return Err(Class::Malformed);
         }
         if at > chain + MAX_EXTENSION_BYTES {
             break;
         }
-        // What follows the header of a later fragment is data, whatever its first byte looks like.
-        if fragment == Some(FragmentPart::Later) {
-            return upper(bytes, Upper { v6: true, network, protocol, at, end, fragment });
-        }
     }
-    Some(Classified::opaque(Class::TooManyExtensionHeaders, true, network))
+    Err(Class::TooManyExtensionHeaders)
 }
 
 /// `None` is malformed: an upper-layer header shorter than what tells one class from another.

@@ -45,10 +45,10 @@ pub const MAX_PREFIXES: u32 = 1 << 20;
 pub struct Settings {
     /// Sum of the constants below; none of them: everything passes.
     pub flags: u32,
-    /// With [`Settings::CHECK_MAC`]: the first four bytes of the interface's address as a big-endian number.
-    pub mac_high: u32,
-    /// The last two bytes.
-    pub mac_low: u32,
+    /// With [`Settings::CHECK_MAC`]: the interface's address.
+    pub mac: [u8; 6],
+    /// Zero: the record has no padding.
+    pub reserved: [u8; 2],
 }
 
 impl Settings {
@@ -62,19 +62,6 @@ impl Settings {
     pub const LOCAL_ONLY: u32 = 8;
     /// Only frames for `mac` are redirected: in promiscuous mode the others are seen too.
     pub const CHECK_MAC: u32 = 16;
-
-    /// The flags with the address of the interface filled in.
-    #[must_use]
-    pub const fn with_mac(self, mac: Option<[u8; 6]>) -> Self {
-        match mac {
-            Some([a, b, c, d, e, f]) => Self {
-                flags: self.flags | Self::CHECK_MAC,
-                mac_high: u32::from_be_bytes([a, b, c, d]),
-                mac_low: u32::from_be_bytes([0, 0, e, f]),
-            },
-            None => Self { flags: self.flags & !Self::CHECK_MAC, mac_high: 0, mac_low: 0 },
-        }
-    }
 }
 
 /// What is known of a prefix of destinations or sources. The longest prefix decides.
@@ -160,8 +147,8 @@ impl Verdict {
 const _: () = {
     assert!(size_of::<Settings>() == 12 && align_of::<Settings>() == 4);
     assert!(core::mem::offset_of!(Settings, flags) == 0);
-    assert!(core::mem::offset_of!(Settings, mac_high) == 4);
-    assert!(core::mem::offset_of!(Settings, mac_low) == 8);
+    assert!(core::mem::offset_of!(Settings, mac) == 4);
+    assert!(core::mem::offset_of!(Settings, reserved) == 10);
     assert!(size_of::<Prefix>() == 4 && align_of::<Prefix>() == 4);
     assert!(core::mem::offset_of!(Prefix, flags) == 0);
 };
