@@ -7,3 +7,4 @@ pub mod port;
 pub mod reserve;
 pub mod sad;
 pub mod spd;
+pub mod steer;
