@@ -78,11 +78,19 @@ fn dissect(file: &Path, profile: Option<&Path>, filter: &str, fields: &[&str]) -
     Ok(table.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
 }
 
-/// tshark's whole dissection of the packets that `filter` matches, as text, at most `count` of them.
-pub fn show(file: &Path, filter: &str, count: usize) -> Result<String> {
-    let mut command = Command::new("tshark");
-    command.args(["-n", "-V", "-c", &count.to_string(), "-r"]).arg(file).args(["-Y", filter]);
-    run(&mut command)
+/// The frames of a capture file as tcpdump writes it here (microseconds, this machine's byte order).
+pub fn frames(file: &Path) -> Result<Vec<Vec<u8>>> {
+    let bytes = std::fs::read(file)?;
+    let mut rest = bytes.get(24..).context("no capture file")?;
+    let mut frames = Vec::new();
+    while let Some((header, tail)) = rest.split_first_chunk::<16>() {
+        let [_, _, _, _, _, _, _, _, a, b, c, d, ..] = *header;
+        let length = usize::try_from(u32::from_ne_bytes([a, b, c, d]))?;
+        let Some((frame, tail)) = tail.split_at_checked(length) else { break };
+        frames.push(frame.to_vec());
+        rest = tail;
+    }
+    Ok(frames)
 }
 
 /// Writes packets that begin with their IP header into a capture file.

@@ -101,6 +101,9 @@ pub struct Tunnel {
     /// MOB-2.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub follow_peer: Option<bool>,
+    /// Largest outer packet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
     /// What the far end sees behind a relay.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seen_as: Option<SeenAs>,
@@ -419,6 +422,7 @@ impl Pair {
             esn: self.esn,
             replay_window: None,
             follow_peer: self.follow_peer,
+            mtu: None,
             seen_as: None,
         }
     }

@@ -11,6 +11,7 @@ pub mod config;
 pub mod netns;
 pub mod node;
 pub mod oracle;
+pub mod packet;
 pub mod peer;
 pub mod process;
 pub mod topology;

@@ -1,5 +1,8 @@
 //! One Postern: a control process, the datapath process it starts, and their command line, in a namespace.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,7 +37,7 @@ impl Node {
         config.datapath.start = true;
         config.control.socket = path("control.sock");
         config.control.state = path("state");
-        std::fs::write(dir.join("postern.toml"), toml::to_string(&config)?)?;
+        write_private(&dir.join("postern.toml"), &toml::to_string(&config)?)?;
         let mut node =
             Self { name: name.to_owned(), namespace: namespace.name().to_owned(), dir, control: None };
         node.start_control()?;
@@ -187,6 +190,12 @@ impl Drop for Node {
             }
         }
     }
+}
+
+/// Writes a file that holds keys: nobody else may read it.
+fn write_private(path: &Path, text: &str) -> Result<()> {
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    Ok(file.write_all(text.as_bytes())?)
 }
 
 /// Path of one of the workspace's programs: beside the running one, or in `POSTERN_BIN_DIR`.

@@ -33,6 +33,20 @@ pub struct PeerConfig {
     pub esp: &'static str,
 }
 
+impl PeerConfig {
+    /// The other end's.
+    #[must_use]
+    pub fn mirrored(&self) -> Self {
+        Self {
+            local: self.remote,
+            remote: self.local,
+            local_net: self.remote_net.clone(),
+            remote_net: self.local_net.clone(),
+            esp: self.esp,
+        }
+    }
+}
+
 /// A running strongSwan.
 #[derive(Debug)]
 pub struct Peer {

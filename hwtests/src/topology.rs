@@ -147,6 +147,19 @@ pub fn inside_net(family: Family, gateway: u8) -> String {
     format!("{}/{}", inside(family, gateway, 0), family.pick(24, 64))
 }
 
+/// Network number `number` (from 0) of those that [`Topology::more_networks`] adds behind g2.
+pub fn more_net(family: Family, number: u8) -> String {
+    format!("{}/{}", more_inside(family, number, 0), family.pick(24, 64))
+}
+
+/// An address in it; the host's ends with 10.
+pub fn more_inside(family: Family, number: u8, host: u8) -> IpAddr {
+    match family {
+        Family::V4 => IpAddr::from([10, 100, number, host]),
+        Family::V6 => IpAddr::from([0xfd00, 0x100, u16::from(number), 0, 0, 0, 0, u16::from(host)]),
+    }
+}
+
 /// A standing network and the nodes in it.
 #[derive(Debug)]
 pub struct Topology {
@@ -247,6 +260,30 @@ impl Topology {
         (Segment::Left.address(family, 1), far.address(family, 2))
     }
 
+    /// Puts `count` more networks behind g2, all on h2's interface: so many tunnels find room in one topology.
+    pub fn more_networks(&self, family: Family, count: u8) -> Result<()> {
+        let gateway = End { namespace: self.ns("g2")?, interface: "inside" };
+        let host = End { namespace: self.ns("h2")?, interface: "eth0" };
+        for number in 0..count {
+            address(gateway, more_inside(family, number, 1), family.pick(24, 64))?;
+            address(host, more_inside(family, number, 10), family.pick(24, 64))?;
+        }
+        Ok(())
+    }
+
+    /// A tunnel between g1's network and one of [`Topology::more_networks`].
+    pub fn tunnel_to_more(
+        &self,
+        number: u8,
+        esp: Option<Suite>,
+        ah: Option<Suite>,
+        outer: Family,
+        inner: Family,
+    ) -> Result<Pair> {
+        let nets = (inside_net(inner, 1), more_net(inner, number));
+        Pair::new(u32::from(number), esp, ah, self.outer(outer), (&nets.0, &nets.1))
+    }
+
     /// A tunnel between the networks of both gateways (tunnel mode).
     pub fn tunnel(
         &self,
@@ -285,8 +322,17 @@ impl Topology {
 
     /// Starts one node.
     pub fn start_node(&mut self, role: &str, config: Config) -> Result<()> {
+        // One that is there already ends first: the new one takes its sockets.
+        drop(self.nodes.remove(role));
         let node = Node::start(self.ns(role)?, role, &self.dir, config)?;
         self.nodes.insert(role.to_owned(), node);
+        Ok(())
+    }
+
+    /// Stops one node in good order.
+    pub fn stop_node(&mut self, role: &str) -> Result<()> {
+        let node = self.nodes.remove(role).with_context(|| format!("{role} runs no Postern"))?;
+        drop(node);
         Ok(())
     }
 

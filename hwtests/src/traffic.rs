@@ -115,6 +115,11 @@ impl IperfServer {
         self.run(namespace, seconds, &[])
     }
 
+    /// Sends this many bytes over TCP from `namespace`.
+    pub fn tcp_bytes(&self, namespace: &Netns, bytes: u32) -> Result<Iperf> {
+        self.run(namespace, 10, &["-n", &bytes.to_string()])
+    }
+
     /// Sends TCP the other way, from the server to `namespace`.
     pub fn tcp_reverse(&self, namespace: &Netns, seconds: u32) -> Result<Iperf> {
         self.run(namespace, seconds, &["-R"])
@@ -128,7 +133,12 @@ impl IperfServer {
     fn run(&self, namespace: &Netns, seconds: u32, more: &[&str]) -> Result<Iperf> {
         let mut command = namespace.command("timeout");
         command.args([&(seconds + 10).to_string(), "iperf3", "-J", "--connect-timeout", "3000"]);
-        command.args(["-c", &self.address.to_string(), "-t", &seconds.to_string()]).args(more);
+        let seconds = seconds.to_string();
+        command.args(["-c", &self.address.to_string()]);
+        if !more.contains(&"-n") {
+            command.args(["-t", &seconds]);
+        }
+        command.args(more);
         let report: Value = serde_json::from_str(&run(&mut command)?)?;
         if let Some(error) = report.get("error").and_then(Value::as_str) {
             bail!("iperf3: {error}");

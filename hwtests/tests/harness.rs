@@ -62,15 +62,8 @@ fn strongswan_peers() -> Result<()> {
     let nets = (inside_net(Family::V4, 1), inside_net(Family::V4, 2));
     let config =
         PeerConfig { local: left, remote: right, local_net: nets.0, remote_net: nets.1, esp: "aes128gcm16" };
-    let mirrored = PeerConfig {
-        local: right,
-        remote: left,
-        local_net: config.remote_net.clone(),
-        remote_net: config.local_net.clone(),
-        ..config
-    };
     let a = Peer::start(topology.ns("g1")?, "swan-a", topology.dir(), &config)?;
-    let b = Peer::start(topology.ns("g2")?, "swan-b", topology.dir(), &mirrored)?;
+    let b = Peer::start(topology.ns("g2")?, "swan-b", topology.dir(), &config.mirrored())?;
     a.initiate()?;
     let sa = a.child_sa()?;
     ensure!(

@@ -1,0 +1,123 @@
+//! DP-7 and DESIGN decision 8: processes die and come back; traffic, SAs and sequence numbers do as they must.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use postern_hwtests::capture::{Capture, fields};
+use postern_hwtests::config::AES128GCM;
+use postern_hwtests::node::each_object;
+use postern_hwtests::process::is_alive;
+use postern_hwtests::topology::{Family, Kind, Topology, inside};
+use postern_hwtests::traffic::{IperfServer, Ping, Stream};
+use serde_json::Value;
+
+fn one_tunnel() -> Result<Topology> {
+    let mut topology = Topology::build(Kind::Pair)?;
+    let pair = topology.tunnel(0, Some(AES128GCM), None, Family::V4, Family::V4)?;
+    topology.start(&[pair])?;
+    Ok(topology)
+}
+
+/// Every SA's id, SPI and packets, in the order of the table.
+fn sas(topology: &Topology, role: &str) -> Result<Vec<(u64, String, u64)>> {
+    let table = topology.node(role)?.json(&["sa"])?;
+    let mut sas = Vec::new();
+    each_object(&table, &mut |object| {
+        let id = object.get("id").and_then(Value::as_u64);
+        let packets =
+            object.get("counters").and_then(|counters| counters.get("packets")).and_then(Value::as_u64);
+        if let (Some(id), Some(packets), Some(spi)) = (id, packets, object.get("spi")) {
+            sas.push((id, spi.to_string(), packets));
+        }
+    });
+    Ok(sas)
+}
+
+/// DP-7: control is killed under a counted stream and under iperf3: no packet is lost; the next control reports the
+/// same SAs, and their counters go on.
+#[test]
+fn dp_7_control_killed() -> Result<()> {
+    one_tunnel()?.check(|topology| {
+        let (near, far) = (topology.ns("h1")?, topology.ns("h2")?);
+        let to = inside(Family::V4, 2, 10);
+        Ping::default().all(near, to)?;
+        let server = IperfServer::start(far, to, topology.dir())?;
+        let stream = Stream::start(near, far, to, 1000, 200)?;
+        let (before, datapath) = (sas(topology, "g1")?, topology.node("g1")?.datapath_pid()?);
+        ensure!(before.len() == 2, "{before:?}");
+        topology.node_mut("g1")?.kill_control()?;
+        topology.node_mut("g2")?.kill_control()?;
+        // While control is away everything goes on.
+        let iperf = server.udp(topology.ns("h1")?, 2, "10M")?;
+        ensure!(iperf.lost_percent == 0.0, "iperf3 lost packets without control: {iperf:?}");
+        topology.node_mut("g1")?.start_control()?;
+        topology.node_mut("g2")?.start_control()?;
+        std::thread::sleep(Duration::from_millis(500));
+        let tally = stream.finish()?;
+        ensure!(tally.lost() == 0 && tally.sent > 1500, "{tally:?}");
+        let after = sas(topology, "g1")?;
+        ensure!(topology.node("g1")?.datapath_pid()? == datapath, "the datapath is another process");
+        let names = |sas: &[(u64, String, u64)]| {
+            sas.iter().map(|(id, spi, _)| (*id, spi.clone())).collect::<Vec<_>>()
+        };
+        ensure!(names(&before) == names(&after), "SAs changed: {before:?} {after:?}");
+        let grew = before.iter().zip(&after).any(|(before, after)| after.2 >= before.2 + tally.sent);
+        let shrank = before.iter().zip(&after).any(|(before, after)| after.2 < before.2);
+        ensure!(grew && !shrank, "counters did not go on: {before:?} {after:?}");
+        Ok(())
+    })
+}
+
+/// DP-4, DP-7, decision 8: the datapath is killed twice under traffic; control brings it back with its SAs, and no
+/// sequence number is seen twice on the wire.
+#[test]
+fn dp_4_datapath_killed_never_repeats_a_sequence_number() -> Result<()> {
+    one_tunnel()?.check(|topology| {
+        let to = inside(Family::V4, 2, 10);
+        Ping::default().all(topology.ns("h1")?, to)?;
+        let file = topology.dir().join("killed.pcap");
+        let capture = Capture::start(topology.ns("wire")?, "g1", "ip proto 50", &file)?;
+        let stream = Stream::start(topology.ns("h1")?, topology.ns("h2")?, to, 2000, 100)?;
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(600));
+            let old = topology.node_mut("g1")?.kill_datapath()?;
+            topology.node("g1")?.wait_for_another_datapath(old)?;
+        }
+        std::thread::sleep(Duration::from_millis(600));
+        Ping::default().all(topology.ns("h1")?, to).context("after the datapath came back")?;
+        let tally = stream.finish()?;
+        ensure!(tally.duplicates == 0 && tally.received * 2 > tally.sent, "{tally:?}");
+        let mut seen = HashSet::new();
+        let rows = fields(&capture.finish()?, "esp", &["ip.src", "esp.spi", "esp.sequence"])?;
+        ensure!(rows.len() > 1000, "only {} packets captured", rows.len());
+        for row in rows {
+            ensure!(!row.iter().any(String::is_empty), "tshark read no sequence number: {row:?}");
+            ensure!(seen.insert(row.clone()), "sent twice: {row:?}");
+        }
+        Ok(())
+    })
+}
+
+/// DP-1: a clean stop takes the XDP program off; after a crash of everything the next start takes over.
+#[test]
+fn dp_1_detach_and_take_over() -> Result<()> {
+    one_tunnel()?.check(|topology| {
+        let to = inside(Family::V4, 2, 10);
+        let xdp = |topology: &Topology| -> Result<bool> {
+            Ok(topology.ns("g1")?.sh("ip -details link show outside")?.contains("prog/xdp"))
+        };
+        Ping::default().all(topology.ns("h1")?, to)?;
+        ensure!(xdp(topology)?, "no XDP program while running");
+        // A crash of both: control first, so that nothing brings the datapath back.
+        topology.node_mut("g1")?.kill_control()?;
+        let old = topology.node_mut("g1")?.kill_datapath()?;
+        std::thread::sleep(Duration::from_millis(200));
+        ensure!(!is_alive(old), "the datapath lives on");
+        topology.node_mut("g1")?.start_control()?;
+        Ping::default().all(topology.ns("h1")?, to).context("after the crash")?;
+        topology.stop_node("g1")?;
+        ensure!(!xdp(topology)?, "the XDP program stayed after a clean stop");
+        Ok(())
+    })
+}

@@ -1,0 +1,266 @@
+//! RLY-1 to RLY-4, RLY-7, RLY-11 over real wires.
+
+use std::collections::HashMap;
+use std::io::{Read, Seek, SeekFrom};
+
+use anyhow::{Context, Result, ensure};
+use postern_hwtests::capture::{Capture, fields};
+use postern_hwtests::config::{AES128GCM, AH_SUITES, Encap, Pair, Suite};
+use postern_hwtests::oracle::hex;
+use postern_hwtests::topology::{Family, Kind, Segment, Topology, gateway_config, inside, relay_config};
+use postern_hwtests::traffic::{IperfServer, Ping};
+
+fn ah_sha256() -> Option<Suite> {
+    AH_SUITES.into_iter().find(|suite| suite.name == "sha256")
+}
+
+/// Ping, TCP and a comparison of all packets on both sides of the relay: no byte more, other SPIs.
+fn through_relay(outer: Family, inner: Family, esp: Option<Suite>, ah: Option<Suite>) -> Result<()> {
+    let mut topology = Topology::build(Kind::Relay)?;
+    let pair = topology.tunnel(0, esp, ah, outer, inner)?;
+    topology.start(&[pair])?;
+    topology.check(|topology| {
+        let (near, to) = (topology.ns("h1")?, inside(inner, 2, 10));
+        Ping::default().all(near, to)?;
+        let wire = topology.ns("wire")?;
+        let left = Capture::start(wire, "g1", "ip or ip6", &topology.dir().join("left.pcap"))?;
+        let right = Capture::start(wire, "g2", "ip or ip6", &topology.dir().join("right.pcap"))?;
+        Ping { count: 10, ..Ping::default() }.all(near, to)?;
+        let server = IperfServer::start(topology.ns("h2")?, to, topology.dir())?;
+        server.tcp_bytes(near, 500_000)?;
+        let (left, right) = (left.finish()?, right.finish()?);
+        let compared = compare(&left, &right, esp.is_some(), ah.is_some())?;
+        ensure!(compared > 100, "only {compared} packets seen on both sides");
+        let relay = topology.node("relay")?;
+        ensure!(relay.frames("left")?.0 > 100 && relay.frames("right")?.1 > 100, "not through AF_XDP");
+        Ok(())
+    })
+}
+
+/// Packets seen on both sides, told by their sequence numbers and direction, that kept their length and changed every
+/// visible SPI (RLY-1, RLY-3).
+fn compare(left: &std::path::Path, right: &std::path::Path, esp: bool, ah: bool) -> Result<usize> {
+    let protocol = if ah { "ah" } else { "esp" };
+    let names = [&format!("{protocol}.sequence"), "eth.dst", "frame.len", "esp.spi", "ah.spi"];
+    let read = |file: &std::path::Path| -> Result<HashMap<String, Vec<Vec<String>>>> {
+        let mut packets: HashMap<String, Vec<Vec<String>>> = HashMap::new();
+        for row in fields(file, protocol, &names)? {
+            packets.entry(row.first().cloned().unwrap_or_default()).or_default().push(row);
+        }
+        Ok(packets)
+    };
+    let (left, right) = (read(left)?, read(right)?);
+    let mut compared = 0;
+    for (sequence, rows) in &left {
+        let Some(others) = right.get(sequence) else { continue };
+        let sorted = |rows: &[Vec<String>], column: usize| -> Vec<String> {
+            let mut values: Vec<_> = rows.iter().filter_map(|row| row.get(column).cloned()).collect();
+            values.sort();
+            values
+        };
+        // Both directions may have the same number: lengths as a set, SPIs all different.
+        if rows.len() != others.len() {
+            continue;
+        }
+        ensure!(sorted(rows, 2) == sorted(others, 2), "lengths differ: {rows:?} {others:?}");
+        for (column, present) in [(3, esp), (4, ah)] {
+            let (mine, theirs) = (sorted(rows, column), sorted(others, column));
+            ensure!(!present || mine.iter().all(|spi| !spi.is_empty()), "no SPI: {rows:?}");
+            ensure!(
+                !present || mine.iter().all(|spi| !theirs.contains(spi)),
+                "SPI kept: {rows:?} {others:?}"
+            );
+        }
+        compared += rows.len();
+    }
+    Ok(compared)
+}
+
+/// RLY-1, RLY-2: ESP, IPv4.
+#[test]
+fn rly_1_esp_4_in_4() -> Result<()> {
+    through_relay(Family::V4, Family::V4, Some(AES128GCM), None)
+}
+
+/// RLY-1, RLY-2: ESP, IPv6.
+#[test]
+fn rly_1_esp_6_in_6() -> Result<()> {
+    through_relay(Family::V6, Family::V6, Some(AES128GCM), None)
+}
+
+/// RLY-1: ESP, mixed both ways.
+#[test]
+fn rly_1_esp_mixed() -> Result<()> {
+    through_relay(Family::V4, Family::V6, Some(AES128GCM), None)?;
+    through_relay(Family::V6, Family::V4, Some(AES128GCM), None)
+}
+
+/// RLY-2: AH, whose ICV covers SPI and outer addresses: the client computes it over the gateway-side values.
+#[test]
+fn rly_2_ah() -> Result<()> {
+    for family in Family::ALL {
+        through_relay(family, family, None, ah_sha256())?;
+    }
+    Ok(())
+}
+
+/// RLY-3: ESP under AH; both SPIs are visible and both are translated.
+#[test]
+fn rly_3_bundle() -> Result<()> {
+    for family in Family::ALL {
+        through_relay(family, family, Some(AES128GCM), ah_sha256())?;
+    }
+    Ok(())
+}
+
+/// RLY-11: UDP encapsulation between client and relay only; the gateway sees plain ESP.
+#[test]
+fn rly_11_encapsulation_on_one_side() -> Result<()> {
+    for family in Family::ALL {
+        let mut topology = Topology::build(Kind::Relay)?;
+        let pair = topology.tunnel(0, Some(AES128GCM), None, family, family)?;
+        let at = (Segment::Left.address(family, 10), Segment::Right.address(family, 10));
+        let (mut client, gateway, mut entry) = pair.through_relay(at.0, at.1);
+        let encap = Some(Encap { local_port: 4500, remote_port: 4500 });
+        client.encap = encap;
+        entry.client.encap = encap;
+        topology.start_node("relay", relay_config(vec![entry]))?;
+        topology.start_node("g1", gateway_config(vec![client]))?;
+        topology.start_node("g2", gateway_config(vec![gateway]))?;
+        topology.check(|topology| {
+            let wire = topology.ns("wire")?;
+            let left = Capture::start(wire, "g1", "udp port 4500", &topology.dir().join("left.pcap"))?;
+            let right = Capture::start(wire, "g2", "udp port 4500", &topology.dir().join("right.pcap"))?;
+            Ping::default().all(topology.ns("h1")?, inside(family, 2, 10))?;
+            let server = IperfServer::start(topology.ns("h2")?, inside(family, 2, 10), topology.dir())?;
+            server.tcp_bytes(topology.ns("h1")?, 500_000)?;
+            ensure!(fields(&left.finish()?, "udpencap", &["udp.port"])?.len() > 10, "nothing encapsulated");
+            ensure!(
+                fields(&right.finish()?, "udp", &["udp.port"])?.is_empty(),
+                "encapsulated on the gateway's side"
+            );
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// RLY-4, DP-6: a packet with a right SPI from a wrong address goes nowhere and is counted.
+#[test]
+fn rly_4_wrong_peer_is_counted() -> Result<()> {
+    let mut topology = Topology::build(Kind::Relay)?;
+    let pair = topology.tunnel(0, Some(AES128GCM), None, Family::V4, Family::V4)?;
+    let at = (Segment::Left.address(Family::V4, 10), Segment::Right.address(Family::V4, 10));
+    let (client, gateway, mut entry) = pair.through_relay(at.0, at.1);
+    // The relay expects the client elsewhere.
+    entry.client.peer = Segment::Left.address(Family::V4, 77);
+    topology.start_node("relay", relay_config(vec![entry]))?;
+    topology.start_node("g1", gateway_config(vec![client]))?;
+    topology.start_node("g2", gateway_config(vec![gateway]))?;
+    topology.check(|topology| {
+        let (pings, _) =
+            Ping { count: 5, ..Ping::default() }.run(topology.ns("h1")?, inside(Family::V4, 2, 10))?;
+        ensure!(pings.received == 0, "{pings:?}");
+        let drops = topology.node("relay")?.drops("relay_wrong_peer")?;
+        ensure!(drops >= 5, "relay_wrong_peer is {drops}");
+        Ok(())
+    })
+}
+
+/// RLY-7: neither the memory of the relay's processes nor its files hold a key of the SAs that go through it. The
+/// same search finds them in the gateway's datapath, so it would find them in the relay.
+#[test]
+fn rly_7_relay_holds_no_key() -> Result<()> {
+    let mut topology = Topology::build(Kind::Relay)?;
+    let pair = topology.tunnel(0, Some(AES128GCM), None, Family::V4, Family::V4)?;
+    topology.start(std::slice::from_ref(&pair))?;
+    topology.check(|topology| {
+        let to = inside(Family::V4, 2, 10);
+        Ping::default().all(topology.ns("h1")?, to)?;
+        IperfServer::start(topology.ns("h2")?, to, topology.dir())?.tcp_bytes(topology.ns("h1")?, 500_000)?;
+        let needles = needles(&pair);
+        let relay = topology.node("relay")?;
+        for pid in [relay.control_pid()?, relay.datapath_pid()?] {
+            let found = search_memory(pid, &needles)?;
+            ensure!(found.is_empty(), "process {pid} of the relay holds {found:?}");
+        }
+        let gateway = topology.node("g2")?;
+        let found = search_memory(gateway.datapath_pid()?, &needles)?;
+        ensure!(!found.is_empty(), "the search finds no key even where there must be one");
+        for file in files(relay.dir())? {
+            let bytes = std::fs::read(&file)?;
+            let held = needles.iter().any(|(_, needle)| contains(&bytes, needle));
+            ensure!(!held, "{} holds a key", file.display());
+        }
+        Ok(())
+    })
+}
+
+/// Keys as bytes and as the configuration writes them.
+fn needles(pair: &Pair) -> Vec<(String, Vec<u8>)> {
+    let keys = pair.keys.iter().flatten().filter(|key| !key.is_empty());
+    keys.zip(0..)
+        .flat_map(|(key, number)| {
+            // Without the salt: backends keep it apart.
+            let proper = key.get(..16).unwrap_or(key).to_vec();
+            let text = hex(&proper).into_bytes();
+            [(format!("key {number}"), proper), (format!("key {number} as text"), text)]
+        })
+        .collect()
+}
+
+/// Names of the needles in the readable memory of a process.
+fn search_memory(pid: i32, needles: &[(String, Vec<u8>)]) -> Result<Vec<String>> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let mut memory =
+        std::fs::File::open(format!("/proc/{pid}/mem")).context("reading another process's memory")?;
+    let (mut found, mut read) = (Vec::new(), 0);
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(range), Some(rights)) = (words.next(), words.next()) else { continue };
+        let Some((start, end)) = range.split_once('-') else { continue };
+        let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
+        if !rights.starts_with('r') || line.contains("[vvar") || line.contains("[vsyscall]") {
+            continue;
+        }
+        // Reserved but untouched memory reads as zeros; device mappings (rings) may refuse to be read.
+        let mut bytes = vec![0; usize::try_from(end - start)?];
+        if memory.seek(SeekFrom::Start(start)).is_err() || memory.read_exact(&mut bytes).is_err() {
+            continue;
+        }
+        read += bytes.len();
+        for (name, needle) in needles {
+            if contains(&bytes, needle) && !found.contains(name) {
+                found.push(name.clone());
+            }
+        }
+    }
+    ensure!(read > 1_000_000, "only {read} bytes of process {pid} could be read");
+    Ok(found)
+}
+
+fn contains(bytes: &[u8], needle: &[u8]) -> bool {
+    let Some(first) = needle.first() else { return false };
+    let mut rest = bytes;
+    while let Some(at) = rest.iter().position(|byte| byte == first) {
+        let Some(tail) = rest.get(at..) else { return false };
+        if tail.starts_with(needle) {
+            return true;
+        }
+        rest = tail.get(1..).unwrap_or_default();
+    }
+    false
+}
+
+fn files(dir: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            files.extend(self::files(&entry.path())?);
+        } else if entry.file_type()?.is_file() {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}

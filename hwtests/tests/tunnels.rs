@@ -1,0 +1,149 @@
+//! DP-3 over real wires: every suite, mode, pair of families and encapsulation carries ping and TCP both ways.
+
+use anyhow::{Context, Result, ensure};
+use postern_hwtests::config::{AES128GCM, AH_SUITES, ESP_SUITES, Pair, Suite};
+use postern_hwtests::topology::{Family, Kind, Topology, inside, more_inside};
+use postern_hwtests::traffic::{IperfServer, Ping};
+use postern_hwtests::veth::route;
+
+/// ESP and AH algorithms that go together.
+type Combination = (Option<Suite>, Option<Suite>);
+
+/// Every ESP suite, every AH suite, and two bundles.
+fn combinations() -> Vec<Combination> {
+    let esp = ESP_SUITES.into_iter().map(|suite| (Some(suite), None));
+    let ah = AH_SUITES.into_iter().map(|suite| (None, Some(suite)));
+    let find = |name: &str| AH_SUITES.into_iter().find(|suite| suite.name == name);
+    let bundles =
+        [(Some(AES128GCM), find("sha256")), (ESP_SUITES.into_iter().next_back(), find("aes128gmac"))];
+    esp.chain(ah).chain(bundles).collect()
+}
+
+fn describe(pair: &Pair) -> String {
+    let name = |suite: Option<Suite>| suite.map_or("none", |suite| suite.name);
+    format!("ESP {}, AH {}, {} mode, natt {}", name(pair.esp), name(pair.ah), pair.mode, pair.natt)
+}
+
+/// A topology with one tunnel for each of `combinations`, all used at once and each tried.
+fn carry(
+    outer: Family,
+    inner: Family,
+    combinations: &[Combination],
+    adjust: impl Fn(&mut Pair),
+) -> Result<()> {
+    let mut topology = Topology::build(Kind::Pair)?;
+    topology.more_networks(inner, u8::try_from(combinations.len())?)?;
+    let mut pairs = Vec::new();
+    for (number, (esp, ah)) in (0..).zip(combinations) {
+        let mut pair = topology.tunnel_to_more(number, *esp, *ah, outer, inner)?;
+        adjust(&mut pair);
+        pairs.push(pair);
+    }
+    topology.start(&pairs)?;
+    topology.check(|topology| {
+        let host = topology.ns("h1")?;
+        for (number, pair) in (0..).zip(&pairs) {
+            let to = more_inside(inner, number, 10);
+            let shown = || describe(pair);
+            Ping { count: 3, ..Ping::default() }.all(host, to).with_context(shown)?;
+            let server = IperfServer::start(topology.ns("h2")?, to, topology.dir()).with_context(shown)?;
+            server.tcp_bytes(host, 1_000_000).with_context(shown)?;
+        }
+        Ok(())
+    })
+}
+
+/// DP-3, DP-1: tunnel mode, IPv4 in IPv4.
+#[test]
+fn dp_3_every_suite_4_in_4() -> Result<()> {
+    carry(Family::V4, Family::V4, &combinations(), |_| {})
+}
+
+/// DP-3, DP-1: tunnel mode, IPv6 in IPv6.
+#[test]
+fn dp_3_every_suite_6_in_6() -> Result<()> {
+    carry(Family::V6, Family::V6, &combinations(), |_| {})
+}
+
+/// DP-3: tunnel mode, IPv6 in IPv4.
+#[test]
+fn dp_3_every_suite_6_in_4() -> Result<()> {
+    carry(Family::V4, Family::V6, &combinations(), |_| {})
+}
+
+/// DP-3: tunnel mode, IPv4 in IPv6.
+#[test]
+fn dp_3_every_suite_4_in_6() -> Result<()> {
+    carry(Family::V6, Family::V4, &combinations(), |_| {})
+}
+
+/// DP-1, DP-3: ESP in UDP on port 4500 (RFC 3948), over both families; DP-4: with and without ESN.
+#[test]
+fn dp_3_udp_encapsulation() -> Result<()> {
+    let some: Vec<Combination> = ESP_SUITES.into_iter().step_by(3).map(|suite| (Some(suite), None)).collect();
+    for (outer, inner, esn) in [(Family::V4, Family::V4, true), (Family::V6, Family::V4, false)] {
+        carry(outer, inner, &some, |pair| {
+            pair.natt = true;
+            pair.esn = Some(esn);
+        })?;
+    }
+    Ok(())
+}
+
+/// DP-3: transport mode. The SA's ends are the hosts; the gateways protect on their behalf.
+#[test]
+fn dp_3_transport_mode() -> Result<()> {
+    let combinations = combinations();
+    for family in Family::ALL {
+        let mut topology = Topology::build(Kind::Pair)?;
+        let ends = (inside(family, 1, 10), inside(family, 2, 10));
+        let (left, right) = topology.outer(family);
+        // The headers stay, so the way to the far host must be known in the gateways.
+        route(topology.ns("g1")?, &ends.1.to_string(), right)?;
+        route(topology.ns("g2")?, &ends.0.to_string(), left)?;
+        // The two hosts have one address each: one combination after the other.
+        for (number, (esp, ah)) in (0..).zip(combinations.iter().step_by(4)) {
+            let mut pair = Pair::new(number, *esp, *ah, ends, (&ends.0.to_string(), &ends.1.to_string()))?;
+            pair.mode = "transport";
+            topology.start(std::slice::from_ref(&pair))?;
+            topology.check(|topology| {
+                let shown = || describe(&pair);
+                Ping { count: 3, ..Ping::default() }.all(topology.ns("h1")?, ends.1).with_context(shown)?;
+                let server = IperfServer::start(topology.ns("h2")?, ends.1, topology.dir())?;
+                server.tcp_bytes(topology.ns("h1")?, 1_000_000).with_context(shown)?;
+                ensure!(topology.node("g1")?.frames("outside")?.1 > 100, "no frames left the outside port");
+                Ok(())
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// DP-6: what a policy discards, and what no policy covers, does not pass, and the first is counted.
+#[test]
+fn dp_6_policies() -> Result<()> {
+    use postern_hwtests::config::Policy;
+    use postern_hwtests::topology::gateway_config;
+    let mut topology = Topology::build(Kind::Pair)?;
+    topology.more_networks(Family::V4, 2)?;
+    let pair = topology.tunnel_to_more(0, Some(AES128GCM), None, Family::V4, Family::V4)?;
+    let mut config = gateway_config(vec![pair.left()]);
+    config.policies.push(Policy {
+        name: "no-second-network".to_owned(),
+        priority: 10,
+        action: "discard",
+        local: vec!["0.0.0.0/0".to_owned()],
+        remote: vec!["10.100.1.0/24".to_owned()],
+    });
+    topology.start_node("g1", config)?;
+    topology.start_node("g2", gateway_config(vec![pair.right()]))?;
+    topology.check(|topology| {
+        let host = topology.ns("h1")?;
+        Ping::default().all(host, more_inside(Family::V4, 0, 10))?;
+        let (pings, _) = Ping { count: 3, ..Ping::default() }.run(host, more_inside(Family::V4, 1, 10))?;
+        ensure!(pings.received == 0, "{pings:?}");
+        let drops = topology.node("g1")?.drops("policy_discard")?;
+        ensure!(drops == 3, "policy_discard is {drops}, not 3");
+        Ok(())
+    })
+}
