@@ -556,8 +556,11 @@ mod tests {
         );
     }
 
-    /// The bytes of a file and, for each batch, its end and the ceilings after it.
-    fn example() -> (Vec<u8>, Vec<(usize, HashMap<Key, u64>)>) {
+    /// Where a batch ends, and the ceilings after it.
+    type After = (usize, HashMap<Key, u64>);
+
+    /// The bytes of a file and its batches.
+    fn example() -> (Vec<u8>, Vec<After>) {
         let scratch = Scratch::new();
         let mut ledger = Ledger::open(&scratch.0).unwrap();
         ledger.raise(&[(key(1), 10), (key(2), 20)]).unwrap();

@@ -4,7 +4,7 @@
 
 #![allow(
     clippy::unwrap_used,
-    clippy::panic,
+    clippy::indexing_slicing,
     reason = "helpers of tests, which clippy does not take for tests"
 )]
 
@@ -50,10 +50,9 @@ impl Followed {
         let end = Instant::now() + Duration::from_secs(20);
         while !holds(&self.fib) {
             let left = end.saturating_duration_since(Instant::now());
-            match self.views.recv_timeout(left) {
-                Ok(fib) => self.fib = fib,
-                Err(_) => panic!("in 20 s not seen: {what}"),
-            }
+            let next = self.views.recv_timeout(left);
+            assert!(next.is_ok(), "in 20 s not seen: {what}");
+            self.fib = next.unwrap();
         }
     }
 
