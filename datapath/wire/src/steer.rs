@@ -181,7 +181,7 @@ struct Upper {
 }
 
 /// Which part of a fragmented packet this is.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum FragmentPart {
     First,
     Later,
@@ -307,47 +307,251 @@ fn natt<B: Bytes + ?Sized>(bytes: &B, at: usize, end: usize, fragment: bool) -> 
 mod tests {
     extern crate std;
     use super::*;
+    use proptest::prelude::*;
     use std::vec;
     use std::vec::Vec;
 
-    /// An IPv4 packet behind an Ethernet header.
-    fn ether4(protocol: Protocol, fragment: u16, options: usize, payload: &[u8]) -> Vec<u8> {
-        let header = 20 + options;
-        let mut frame = vec![0; 12];
-        frame.extend(EtherType::IPV4.0.to_be_bytes());
-        frame.push(0x40 | u8::try_from(header / 4).unwrap());
-        frame.push(0);
-        frame.extend(u16::try_from(header + payload.len()).unwrap().to_be_bytes());
-        frame.extend([0, 1]);
-        frame.extend(fragment.to_be_bytes());
-        frame.extend([64, protocol.0, 0, 0]);
-        frame.extend([192, 0, 2, 1, 198, 51, 100, 1]);
-        frame.extend(vec![1; options]);
-        frame.extend(payload);
-        frame
+    /// A packet in words: what [`build`] makes bytes of and [`expected`] names, neither by parsing.
+    #[derive(Clone, Debug)]
+    struct Packet {
+        v6: bool,
+        /// IPv4: words of options, to be taken modulo 11. IPv6: the headers before the upper layer, by kind (modulo 3)
+        /// and length in units of 8 bytes more than one (modulo 4).
+        extra: Vec<(u8, u8)>,
+        fragment: Option<FragmentPart>,
+        payload: Payload,
+        /// Bytes after the packet: Ethernet pads short frames.
+        padding: usize,
     }
 
-    fn class(frame: &[u8]) -> Class {
-        classify(frame, Link::Ethernet).class
+    #[derive(Clone, Debug)]
+    enum Payload {
+        Esp(usize),
+        Ah(usize),
+        Udp(u16, Vec<u8>),
+        Other(u8, usize),
     }
 
-    /// DP-1: ESP, also behind options, is found where it starts.
-    #[test]
-    fn dp_1_esp_over_ip4() {
-        for options in [0, 4, 40] {
-            let frame = ether4(Protocol::ESP, 0x4000, options, &[7; 40]);
-            let found = classify(frame.as_slice(), Link::Ethernet);
-            assert_eq!(found.class, Class::Esp);
-            assert_eq!((found.network, usize::from(found.transport)), (14, 34 + options));
-            assert_eq!(classify(&frame[14..], Link::Ip).class, Class::Esp);
+    fn payload() -> impl Strategy<Value = Payload> {
+        let natt = prop_oneof![
+            Just(vec![0xff]),
+            prop::collection::vec(any::<u8>(), 0..24),
+            prop::collection::vec(any::<u8>(), 0..24).prop_map(|bytes| [vec![0; 4], bytes].concat()),
+        ];
+        prop_oneof![
+            (0usize..40).prop_map(Payload::Esp),
+            (0usize..40).prop_map(Payload::Ah),
+            (prop::sample::select(vec![500, 4500, 53]), natt)
+                .prop_map(|(port, bytes)| Payload::Udp(port, bytes)),
+            (prop::sample::select(vec![1u8, 4, 6, 41, 58, 59, 132]), 0usize..40)
+                .prop_map(|(protocol, length)| Payload::Other(protocol, length)),
+        ]
+    }
+
+    fn packet() -> impl Strategy<Value = Packet> {
+        let fragment =
+            prop::sample::select(vec![None, None, Some(FragmentPart::First), Some(FragmentPart::Later)]);
+        (any::<bool>(), prop::collection::vec(any::<(u8, u8)>(), 0..11), fragment, payload(), 0usize..20)
+            .prop_map(|(v6, extra, fragment, payload, padding)| Packet {
+                v6,
+                extra,
+                fragment,
+                payload,
+                padding,
+            })
+    }
+
+    impl Packet {
+        fn protocol(&self) -> Protocol {
+            match self.payload {
+                Payload::Esp(_) => Protocol::ESP,
+                Payload::Ah(_) => Protocol::AH,
+                Payload::Udp(..) => Protocol::UDP,
+                Payload::Other(protocol, _) => Protocol(protocol),
+            }
+        }
+
+        fn payload(&self) -> Vec<u8> {
+            match &self.payload {
+                Payload::Esp(length) | Payload::Ah(length) | Payload::Other(_, length) => vec![0x5a; *length],
+                Payload::Udp(port, bytes) => {
+                    let length = u16::try_from(8 + bytes.len()).unwrap();
+                    let header =
+                        [port.swap_bytes().to_be_bytes(), port.to_be_bytes(), length.to_be_bytes(), [0; 2]];
+                    [header.concat(), bytes.clone()].concat()
+                }
+            }
+        }
+
+        /// The packet without a link header and without padding.
+        fn build(&self) -> Vec<u8> {
+            let payload = self.payload();
+            if !self.v6 {
+                let options = self.extra.len().min(10) * 4;
+                let total = u16::try_from(20 + options + payload.len()).unwrap();
+                let [high, low] = total.to_be_bytes();
+                let ihl = u8::try_from(5 + options / 4).unwrap();
+                let offset: u16 = match self.fragment {
+                    None => 0x4000,
+                    Some(FragmentPart::First) => 0x2000,
+                    Some(FragmentPart::Later) => 0x0123,
+                };
+                let mut bytes = vec![0x40 | ihl, 0, high, low, 0, 1];
+                bytes.extend(offset.to_be_bytes());
+                bytes.extend([64, self.protocol().0, 0, 0, 192, 0, 2, 1, 198, 51, 100, 1]);
+                bytes.extend(vec![1; options]);
+                bytes.extend(payload);
+                return bytes;
+            }
+            // From the last header to the first, each naming what was put before it.
+            let mut next = self.protocol().0;
+            let mut body = payload;
+            if let Some(part) = self.fragment {
+                let offset: u16 = if part == FragmentPart::First { 1 } else { 0x0120 };
+                let [high, low] = offset.to_be_bytes();
+                body = [vec![next, 0, high, low, 0, 0, 0, 1], body].concat();
+                next = 44;
+            }
+            for (kind, length) in self.extra.iter().rev() {
+                let length = length % 4;
+                let header = [vec![next, length], vec![0; usize::from(length) * 8 + 6]].concat();
+                body = [header, body].concat();
+                next = [0, 43, 60][usize::from(kind % 3)];
+            }
+            let [high, low] = u16::try_from(body.len()).unwrap().to_be_bytes();
+            [vec![0x60, 0, 0, 0, high, low, next, 64], vec![0x20; 32], body].concat()
+        }
+
+        fn ether(&self) -> Vec<u8> {
+            let kind = if self.v6 { [0x86, 0xdd] } else { [0x08, 0x00] };
+            [vec![2; 12], kind.to_vec(), self.build(), vec![0xee; self.padding]].concat()
+        }
+
+        /// Extension headers of an IPv6 packet.
+        fn headers(&self) -> usize {
+            self.extra.len() + usize::from(self.fragment.is_some())
+        }
+
+        fn class(&self) -> Class {
+            let later = self.fragment == Some(FragmentPart::Later);
+            if self.v6 && self.headers() > MAX_EXTENSION_HEADERS {
+                return Class::TooManyExtensionHeaders;
+            }
+            match (&self.payload, self.fragment) {
+                (Payload::Esp(_) | Payload::Ah(_), Some(_)) => Class::IpsecFragment,
+                (Payload::Esp(0..8) | Payload::Ah(0..12), None) => Class::Malformed,
+                (Payload::Esp(_), None) => Class::Esp,
+                (Payload::Ah(_), None) => Class::Ah,
+                (Payload::Udp(500, _), _) if !later => Class::Ike,
+                (Payload::Udp(4500, bytes), fragment) if !later => match bytes.as_slice() {
+                    [0xff] => Class::NattKeepalive,
+                    [0, 0, 0, 0, ..] => Class::Ike,
+                    [] | [_] | [_, _] | [_, _, _] => Class::Malformed,
+                    _ if fragment.is_some() => Class::IpsecFragment,
+                    bytes if bytes.len() < 8 => Class::Malformed,
+                    _ => Class::EspInUdp,
+                },
+                _ => Class::Ip,
+            }
         }
     }
 
-    /// DP-1: a fragment of ESP is told apart, first or later.
+    proptest! {
+        /// DP-1: every packet gets the class by which it was made, at the offset where it was put.
+        #[test]
+        fn dp_1_agrees_with_the_model(packet in packet()) {
+            let frame = packet.ether();
+            let found = classify(frame.as_slice(), Link::Ethernet);
+            prop_assert_eq!(found.class, packet.class());
+            prop_assert_eq!((found.v6, found.network), (packet.v6, 14));
+            if !matches!(found.class, Class::Malformed | Class::TooManyExtensionHeaders) {
+                let payload = 14 + packet.build().len() - packet.payload().len();
+                let udp = if found.class == Class::EspInUdp { 8 } else { 0 };
+                prop_assert_eq!(usize::from(found.transport), payload + udp);
+                let protocol = if found.class == Class::EspInUdp { Protocol::ESP } else { packet.protocol() };
+                prop_assert_eq!(found.protocol, protocol);
+                prop_assert_eq!(found.later_fragment, packet.fragment == Some(FragmentPart::Later));
+            }
+            // Without the link header the same, 14 bytes earlier.
+            let bare = classify(frame.get(14..).unwrap(), Link::Ip);
+            prop_assert_eq!(bare.class, found.class);
+            prop_assert_eq!(bare.transport + 14, found.transport);
+        }
+
+        /// DP-1: a frame that was cut off is malformed.
+        #[test]
+        fn dp_1_truncated_is_malformed(packet in packet(), cut in any::<prop::sample::Index>()) {
+            let frame = [&[2; 12][..], if packet.v6 { &[0x86, 0xdd] } else { &[8, 0] }, &packet.build()].concat();
+            let cut = cut.index(frame.len());
+            let found = classify(&frame[..cut], Link::Ethernet);
+            prop_assert_eq!(found.class, Class::Malformed);
+        }
+
+        /// Never panics, and keeps what the module promises, whatever the bytes.
+        #[test]
+        fn any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200), ether in any::<bool>()) {
+            check_promises(&bytes, if ether { Link::Ethernet } else { Link::Ip });
+        }
+
+        /// The same for what is nearly a packet.
+        #[test]
+        fn nearly_packets(packet in packet(), changes in prop::collection::vec(any::<(prop::sample::Index, u8)>(), 1..8)) {
+            let mut frame = packet.ether();
+            for (at, byte) in changes {
+                let at = at.index(frame.len());
+                frame[at] = byte;
+            }
+            check_promises(&frame, Link::Ethernet);
+        }
+    }
+
+    fn check_promises(bytes: &[u8], link: Link) {
+        let found = classify(bytes, link);
+        if matches!(found.class, Class::NotIp | Class::Malformed | Class::TooManyExtensionHeaders) {
+            assert_eq!(found.protocol, Protocol::NONE);
+            return;
+        }
+        let start = usize::from(found.network);
+        let header = if found.v6 { 40 } else { usize::from(bytes[start] & 0x0f) * 4 };
+        let length = |at: usize| usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+        let end = start + if found.v6 { 40 + length(start + 4) } else { length(start + 2) };
+        let transport = usize::from(found.transport);
+        assert!(end <= bytes.len() && start + header <= transport && transport <= end);
+        let needs = match found.class {
+            Class::Esp | Class::EspInUdp | Class::Ike | Class::NattKeepalive => 8,
+            Class::Ah => 12,
+            _ => 0,
+        };
+        assert!(transport + needs <= end, "{found:?}");
+    }
+
+    /// DP-1: what is not IP is told by its Ethernet type or its version.
     #[test]
-    fn dp_1_fragments() {
-        assert_eq!(class(&ether4(Protocol::ESP, 0x2000, 0, &[7; 40])), Class::IpsecFragment);
-        assert_eq!(class(&ether4(Protocol::AH, 0x0005, 0, &[7; 40])), Class::IpsecFragment);
-        assert_eq!(class(&ether4(Protocol::UDP, 0x0005, 0, &[7; 40])), Class::Ip);
+    fn dp_1_not_ip() {
+        for kind in [EtherType::ARP, EtherType::VLAN, EtherType(0x88cc)] {
+            let frame = [&[2; 12][..], &kind.0.to_be_bytes(), &[0; 28]].concat();
+            assert_eq!(classify(frame.as_slice(), Link::Ethernet).class, Class::NotIp);
+        }
+        assert_eq!(classify([0x50; 40].as_slice(), Link::Ip).class, Class::NotIp);
+        assert_eq!(classify([].as_slice(), Link::Ip).class, Class::Malformed);
+    }
+
+    /// DP-1: the chain of extension headers is bounded in bytes too.
+    #[test]
+    fn dp_1_extension_headers_bounded_in_bytes() {
+        let chain = |lengths: &[u8]| {
+            let mut body = Vec::new();
+            for (index, length) in lengths.iter().enumerate() {
+                let next = if index + 1 == lengths.len() { 50 } else { 60 };
+                body.extend([next, *length]);
+                body.extend(vec![0; usize::from(*length) * 8 + 6]);
+            }
+            body.extend([7; 16]);
+            let [high, low] = u16::try_from(body.len()).unwrap().to_be_bytes();
+            [vec![0x60, 0, 0, 0, high, low, 60, 64], vec![0x20; 32], body].concat()
+        };
+        assert_eq!(classify(chain(&[255]).as_slice(), Link::Ip).class, Class::Esp);
+        assert_eq!(classify(chain(&[254, 0]).as_slice(), Link::Ip).class, Class::Esp);
+        assert_eq!(classify(chain(&[255, 0]).as_slice(), Link::Ip).class, Class::TooManyExtensionHeaders);
     }
 }
