@@ -12,18 +12,19 @@
 mod netns;
 #[path = "netns/redirect.rs"]
 mod redirect;
+#[path = "netns/wire.rs"]
+mod wire;
 
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use netns::Netns;
-use postern_datapath::frame::{Arena, BATCH, FRAME_SIZE, Frame, HEADROOM, Pool};
+use postern_datapath::frame::{Arena, BATCH, Frame, HEADROOM, Pool};
 use postern_datapath::port::xsk::{Umem, XskError, XskOptions, XskSocket};
 use postern_datapath::port::{LinkKind, Port};
 use redirect::Redirect;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use wire::{Wire, index};
 
 /// Two namespaces joined by `pairs` veth pairs, `n0`-`f0`, `n1`-`f1` …, of so many queues each.
 fn veth(pairs: usize, queues: u32) -> (Netns, Netns) {
@@ -39,58 +40,10 @@ fn veth(pairs: usize, queues: u32) -> (Netns, Netns) {
             side.exec(&format!("sysctl -qw net.ipv6.conf.{name}.disable_ipv6=1"));
             side.ip(&format!("link set {name} up"));
         }
+        near.wait_until_up(&format!("n{pair}"));
+        far.wait_until_up(&format!("f{pair}"));
     }
     (near, far)
-}
-
-/// A packet socket on an interface of the caller's namespace: the other end of the wire.
-struct Wire(OwnedFd);
-
-impl Wire {
-    fn open(interface: &str) -> Self {
-        let protocol = 3_u16.to_be(); // ETH_P_ALL
-        // JUSTIFICATION: packet socket addresses have no safe wrapper among our dependencies.
-        // SAFETY: plain system calls on a new descriptor and a zero-filled address that lives through the call.
-        unsafe {
-            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
-            assert!(fd >= 0, "{}", io::Error::last_os_error());
-            let socket = OwnedFd::from_raw_fd(fd);
-            let mut address: libc::sockaddr_ll = std::mem::zeroed();
-            address.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
-            address.sll_protocol = protocol;
-            address.sll_ifindex = i32::try_from(index(interface)).unwrap();
-            let length = u32::try_from(size_of::<libc::sockaddr_ll>()).unwrap();
-            assert_eq!(libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length), 0);
-            rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, 32 << 20).unwrap();
-            Self(socket)
-        }
-    }
-
-    fn send(&self, packet: &[u8]) {
-        assert_eq!(
-            rustix::net::send(&self.0, packet, rustix::net::SendFlags::empty()).unwrap(),
-            packet.len()
-        );
-    }
-
-    /// The next packet, waiting up to a second.
-    fn receive(&self) -> Option<Vec<u8>> {
-        let mut fds = [PollFd::new(&self.0, PollFlags::IN)];
-        let second = Timespec { tv_sec: 1, tv_nsec: 0 };
-        if poll(&mut fds, Some(&second)).unwrap() == 0 {
-            return None;
-        }
-        let mut buffer = vec![0xa5; FRAME_SIZE];
-        let (length, _) = rustix::net::recv(&self.0, &mut buffer, rustix::net::RecvFlags::empty()).unwrap();
-        buffer.truncate(length);
-        Some(buffer)
-    }
-}
-
-fn index(interface: &str) -> u32 {
-    let any =
-        rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None).unwrap();
-    rustix::net::netdevice::name_to_index(any, interface).unwrap()
 }
 
 /// An Ethernet frame of a type that no stack answers, with a payload that tells packets apart.

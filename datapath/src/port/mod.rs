@@ -12,6 +12,8 @@ use arrayvec::ArrayVec;
 use crate::frame::{Arena, BATCH, Frame, Pool};
 
 pub mod memory;
+pub mod socket;
+pub mod tun;
 pub mod xsk;
 
 /// What the frames of a port begin with.
@@ -35,7 +37,7 @@ pub trait Port: Send {
     /// Ends a turn: wakes the kernel if it asked for that, and gives the frames it is done with back to the pool.
     fn flush(&mut self, arena: &Arena, pool: &mut Pool);
 
-    /// Ends the port's service: gives every frame that can be had to the pool. Nothing is received or transmitted afterwards.
+    /// Ends the port's service: gives every frame that can be had to the pool. The port is of no use afterwards.
     fn drain(&mut self, arena: &Arena, pool: &mut Pool);
 
     /// A descriptor that becomes readable when frames may have come; `None` if the port must be asked.
@@ -70,6 +72,8 @@ pub struct PortStats {
     pub not_ours: u64,
     /// Received: the one byte 0xFF on port 4500 (RFC 3948 section 2.3).
     pub keepalive: u64,
+    /// Received on port 4500, but too short for what it should be.
+    pub malformed_received: u64,
     /// Handed to the port for transmission, but not a packet that can be sent.
     pub malformed: u64,
     /// Handed to the port for transmission and refused by the kernel.

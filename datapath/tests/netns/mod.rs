@@ -1,5 +1,11 @@
 //! A network namespace for one test, gone when it is dropped, and with it its interfaces.
 
+#![allow(
+    dead_code,
+    clippy::panic,
+    reason = "a part of the tests: each of their files uses a part of this one"
+)]
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -37,6 +43,17 @@ impl Netns {
         let mut words = vec!["ip", "netns", "exec", &self.name];
         words.extend(command.split_whitespace());
         run(&words)
+    }
+
+    /// Waits until an interface carries packets: the kernel activates it some time after both ends are up.
+    pub fn wait_until_up(&self, interface: &str) {
+        for _ in 0..500 {
+            if run(&["ip", "-n", &self.name, "link", "show", interface]).contains("state UP") {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        panic!("{interface} did not come up");
     }
 
     /// Moves the calling thread, and the threads it makes from now on, into the namespace.
