@@ -1,0 +1,136 @@
+//! Puts workers together: the same way for the appliance, for tests and for benches.
+
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+
+use crate::core::{Core, ICMP_PER_SECOND, Outbox, PortInfo};
+use crate::counters::{SaDrops, WorkerCells};
+use crate::crypto::Backend;
+use crate::egress::Egress;
+use crate::fib::{Fib, PortIndex, Resolver};
+use crate::frame::{Arena, Frame, Pool};
+use crate::handoff::{Doorbell, Inbox};
+use crate::outbound::OutboundBatch;
+use crate::port::Port;
+use crate::publish::{Publisher, WorkerLink};
+use crate::relay::RelayTable;
+use crate::reserve::Ledger;
+use crate::sad::lookup::SpiTable;
+use crate::sad::slab::Slab;
+use crate::spd::Spd;
+use crate::worker::{COMMANDS, OUTBOX, Worker};
+
+/// One interface: what it is, and a port for each worker that has a queue of it.
+pub struct Interface {
+    /// What it is.
+    pub info: PortInfo,
+    /// By worker.
+    pub queues: Vec<Option<Box<dyn Port>>>,
+}
+
+/// What workers are made of.
+pub struct Parts {
+    /// Memory of all frames.
+    pub arena: Arena,
+    /// The frames that no port holds.
+    pub frames: Vec<Frame>,
+    /// All interfaces.
+    pub interfaces: Vec<Interface>,
+    /// Routes and neighbours to begin with.
+    pub fib: Arc<Fib>,
+    /// Asks the kernel for neighbours.
+    pub resolver: Resolver,
+    /// Reserved sequence numbers.
+    pub ledger: Ledger,
+    /// Slots of the SPI table.
+    pub sa_slots: u32,
+    /// Number of workers, 1 to [`crate::sad::lookup::Handle::MAX_WORKERS`].
+    pub workers: usize,
+}
+
+/// Workers ready to run, and the main thread's end of them.
+pub struct Assembly {
+    /// The main thread's tables.
+    pub publisher: Publisher,
+    /// To be run, each on a thread of its own.
+    pub workers: Vec<Worker>,
+    /// The main thread's bell, rung by workers.
+    pub bell: Arc<Doorbell>,
+}
+
+/// Why workers cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum AssemblyError {
+    /// No event descriptor.
+    #[error("cannot make an event descriptor: {0}")]
+    Doorbell(#[from] std::io::Error),
+    /// The known-answer test of the cryptography failed: nothing may be protected with it.
+    #[error("cryptography self-test failed: {0}")]
+    SelfTest(#[from] crate::crypto::SelfTestError),
+    /// The latency histogram cannot be made.
+    #[error("latency histogram: {0}")]
+    Histogram(#[from] hdrhistogram::CreationError),
+}
+
+/// Makes the workers.
+pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
+    let Parts { arena, frames, interfaces, fib, resolver, ledger, sa_slots, workers } = parts;
+    let backend = Backend::select()?;
+    let bell = Arc::new(Doorbell::new()?);
+    let outbox = Outbox { queue: Arc::new(ArrayQueue::new(OUTBOX)), bell: Arc::clone(&bell) };
+    let inboxes: Arc<[Inbox]> = (0..workers).map(|_| Inbox::new()).collect::<Result<_, _>>()?;
+    let find = |wanted: fn(&PortInfo) -> bool| {
+        let position = interfaces.iter().position(|interface| wanted(&interface.info))?;
+        u16::try_from(position).ok().map(PortIndex)
+    };
+    let (host_port, socket_port) = (find(|info| info.host), find(|info| info.socket));
+    let mut infos = Vec::new();
+    let mut server_of = Vec::new();
+    let mut queues: Vec<Vec<Option<Box<dyn Port>>>> = (0..workers).map(|_| Vec::new()).collect();
+    for interface in interfaces {
+        let server = interface.queues.iter().position(Option::is_some).unwrap_or(usize::MAX);
+        server_of.push(u8::try_from(server).unwrap_or(u8::MAX));
+        infos.push(interface.info);
+        let mut ports = interface.queues.into_iter();
+        for worker in &mut queues {
+            worker.push(ports.next().flatten());
+        }
+    }
+    let infos: Arc<[PortInfo]> = infos.into();
+    let mut links = Vec::new();
+    let mut made = Vec::new();
+    for (id, (pool, ports)) in Pool::split(frames, workers).into_iter().zip(queues).enumerate() {
+        let cells = Arc::new(WorkerCells::new(infos.len()));
+        let commands = Arc::new(ArrayQueue::new(COMMANDS));
+        if let Some(inbox) = inboxes.get(id) {
+            links.push(WorkerLink::new(Arc::clone(&commands), inbox.clone(), Arc::clone(&cells)));
+        }
+        let core = Core {
+            id: u8::try_from(id).unwrap_or(u8::MAX),
+            arena: arena.clone(),
+            pool,
+            backend,
+            spis: SpiTable::new(sa_slots),
+            inbound: Slab::default(),
+            outbound: Slab::default(),
+            spd: Spd::new(),
+            relays: RelayTable::default(),
+            fib: Arc::clone(&fib),
+            resolver: resolver.clone(),
+            ports: Arc::clone(&infos),
+            host_port,
+            socket_port,
+            own: OutboundBatch::default(),
+            egress: Egress::new(infos.len()),
+            cells,
+            sa_drops: SaDrops::default(),
+            outbox: outbox.clone(),
+            inboxes: Arc::clone(&inboxes),
+            now: 0,
+            icmp_tokens: ICMP_PER_SECOND,
+        };
+        made.push(Worker::new(core, ports, server_of.clone(), commands)?);
+    }
+    Ok(Assembly { publisher: Publisher::new(links, outbox, ledger), workers: made, bell })
+}

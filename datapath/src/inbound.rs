@@ -1,0 +1,590 @@
+//! Inbound stages: lookup (SPI) → precheck (ESN, replay, read only) → open (batch) → accept (replay again, newest
+//! source, limits) → decap (trailer, ECN, selectors) → deliver.
+//!
+//! Route, authenticate, believe (DESIGN decision 2): nothing before `accept` changes state, and `accept` sees only
+//! packets whose ICV was right.
+
+use std::net::IpAddr;
+
+use arrayvec::ArrayVec;
+use itertools::izip;
+use postern_contract::counters::DropReason;
+use postern_contract::event::Event;
+use postern_contract::sa::{IpsecProtocol, Mode};
+use postern_wire::flow::Flow;
+use postern_wire::ids::{Protocol, Spi};
+use postern_wire::steer::{Class, Classified};
+use postern_wire::{ah, esp, udp};
+
+use crate::command::Table;
+use crate::core::Core;
+use crate::crypto::{OpenOp, Outcome};
+use crate::fib::PortIndex;
+use crate::forward;
+use crate::frame::{Arena, BATCH, Frame};
+use crate::handoff::Parcel;
+use crate::header;
+use crate::relay;
+use crate::sad::config::SaKey;
+use crate::sad::lifetime::LifetimeEvent;
+use crate::sad::replay::{Newest, ReplayError};
+use crate::sad::runtime::{Inbound, NO_LINK};
+use crate::spd;
+
+/// IPsec headers that one packet may carry: AH and ESP under it.
+const MAX_DEPTH: u8 = 2;
+
+/// What is known of a packet from its headers alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    /// Where it came in.
+    pub port: PortIndex,
+    /// Offset of the ESP or AH header from the IP header.
+    pub transport: u16,
+    /// ESP or AH.
+    pub protocol: IpsecProtocol,
+    /// In UDP (RFC 3948).
+    pub encapsulated: bool,
+    /// Index of the AH SA that already authenticated it; [`NO_LINK`] if none did.
+    pub under: u32,
+    /// IPsec headers already taken off.
+    pub depth: u8,
+}
+
+impl Arrival {
+    /// From the common parser's result, for a packet that begins with its IP header.
+    pub fn new(port: PortIndex, classified: &Classified) -> Option<Self> {
+        let (protocol, encapsulated) = match classified.class {
+            Class::Esp => (IpsecProtocol::Esp, false),
+            Class::EspInUdp => (IpsecProtocol::Esp, true),
+            Class::Ah => (IpsecProtocol::Ah, false),
+            _ => return None,
+        };
+        let transport = classified.transport.checked_sub(classified.network)?;
+        Some(Self { port, transport, protocol, encapsulated, under: NO_LINK, depth: 0 })
+    }
+
+    fn at(&self) -> usize {
+        usize::from(self.transport)
+    }
+
+    /// Length of the IP header with its options or extension headers.
+    fn ip_len(&self) -> usize {
+        self.at().saturating_sub(if self.encapsulated { udp::LEN } else { 0 })
+    }
+}
+
+/// Where a packet goes after a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// To the next stage.
+    Continue,
+    /// Out, counted on the port.
+    Drop(DropReason),
+    /// Out, counted on the port and on the SA.
+    DropOfSa(DropReason),
+    /// To the worker that owns the SA.
+    HandOff(u8),
+    /// No SA has the SPI: to the translation table.
+    Relay,
+    /// AH was taken off and ESP is under it: once more from the start.
+    Again,
+}
+
+/// Packets in the inbound stages; columns of equal length.
+#[derive(Default)]
+pub struct InboundBatch {
+    frames: ArrayVec<Frame, BATCH>,
+    arrivals: ArrayVec<Arrival, BATCH>,
+    sas: ArrayVec<u32, BATCH>,
+    sequences: ArrayVec<u64, BATCH>,
+    next: ArrayVec<Next, BATCH>,
+}
+
+impl InboundBatch {
+    /// Room left.
+    pub fn remaining(&self) -> usize {
+        self.frames.remaining_capacity()
+    }
+
+    /// Whether it holds no packet.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Adds a packet, whose frame begins with the IP header and ends with the IP packet. Gives it back when full.
+    pub fn push(&mut self, frame: Frame, arrival: Arrival) -> Result<(), Frame> {
+        self.frames.try_push(frame).map_err(|full| full.element())?;
+        self.arrivals.push(arrival);
+        self.sas.push(NO_LINK);
+        self.sequences.push(0);
+        self.next.push(Next::Continue);
+        Ok(())
+    }
+}
+
+/// Takes a batch through all stages and leaves it empty.
+pub fn run(core: &mut Core, batch: &mut InboundBatch) {
+    lookup(core, batch);
+    precheck(core, batch);
+    open(core, batch);
+    verify(core, batch);
+    accept(core, batch);
+    decap(core, batch);
+    dispatch(core, batch);
+}
+
+/// Finds the SA by protocol and SPI.
+fn lookup(core: &Core, batch: &mut InboundBatch) {
+    for (frame, arrival, sa, sequence, next) in
+        izip!(&batch.frames, &batch.arrivals, &mut batch.sas, &mut batch.sequences, &mut batch.next)
+    {
+        let packet = core.arena.bytes(frame).get(arrival.at()..).unwrap_or_default();
+        let Some((spi, low)) = spi_and_sequence(arrival.protocol, packet) else {
+            *next = Next::Drop(DropReason::Malformed);
+            continue;
+        };
+        *sequence = u64::from(low);
+        match core.spis.get(arrival.protocol, spi) {
+            Some(handle) if handle.worker() == core.id => *sa = handle.index(),
+            Some(handle) => *next = Next::HandOff(handle.worker()),
+            None if arrival.depth == 0 && !core.relays.is_empty() => *next = Next::Relay,
+            None => *next = Next::Drop(DropReason::UnknownSpi),
+        }
+    }
+}
+
+fn spi_and_sequence(protocol: IpsecProtocol, packet: &[u8]) -> Option<(Spi, u32)> {
+    match protocol {
+        IpsecProtocol::Esp => esp::Header::parse(packet).map(|header| (header.spi, header.sequence)),
+        IpsecProtocol::Ah => ah::Header::parse(packet).ok().map(|header| (header.spi, header.sequence)),
+    }
+}
+
+/// Refuses early what the window would refuse anyway, before any cryptography is spent on it (RFC 4303 section 3.4.3).
+fn precheck(core: &Core, batch: &mut InboundBatch) {
+    for (arrival, sa, sequence, next) in
+        izip!(&batch.arrivals, &batch.sas, &mut batch.sequences, &mut batch.next)
+    {
+        if *next != Next::Continue {
+            continue;
+        }
+        let Some(state) = core.inbound.get(*sa) else {
+            *next = Next::Drop(DropReason::UnknownSpi);
+            continue;
+        };
+        if state.stopped {
+            *next = Next::DropOfSa(DropReason::LifetimeExpired);
+            continue;
+        }
+        // Both unlinked, or the AH SA that verified the packet is the one that the bundle names.
+        if arrival.under != state.bundle || (state.config.bundled && state.bundle == NO_LINK) {
+            *next = Next::DropOfSa(DropReason::BundleMissing);
+            continue;
+        }
+        let low = u32::try_from(*sequence).unwrap_or_default();
+        *sequence = state.window.recover(low);
+        if let Err(error) = state.window.precheck(*sequence) {
+            *next = Next::DropOfSa(replay_reason(error));
+        }
+    }
+}
+
+const fn replay_reason(error: ReplayError) -> DropReason {
+    match error {
+        ReplayError::Zero => DropReason::ReplayZero,
+        ReplayError::TooOld => DropReason::ReplayTooOld,
+        ReplayError::Duplicate => DropReason::ReplayDuplicate,
+    }
+}
+
+/// Checks the ICV and decrypts, all ESP packets of the batch at once.
+fn open(core: &mut Core, batch: &mut InboundBatch) {
+    let Core { arena, inbound, backend, .. } = core;
+    let mut ops = ArrayVec::<OpenOp<'_>, BATCH>::new();
+    for (frame, arrival, sa, sequence, next) in
+        izip!(&mut batch.frames, &batch.arrivals, &batch.sas, &batch.sequences, &mut batch.next)
+    {
+        if *next != Next::Continue || arrival.protocol != IpsecProtocol::Esp {
+            continue;
+        }
+        let packet = arena.bytes_mut(frame).get_mut(arrival.at()..).unwrap_or_default();
+        let config = match inbound.get(*sa) {
+            Some(state) => &state.config,
+            None => continue,
+        };
+        let SaKey::Esp(key) = &config.key else { continue };
+        if config.spi.is_translated() {
+            header::put(packet, 0, config.spi.authenticated.0.to_be_bytes());
+        }
+        ops.push(OpenOp { key, sequence: *sequence, esn: config.esn, packet, outcome: Outcome::Pending });
+    }
+    backend.open(&mut ops);
+    let outcomes: ArrayVec<Outcome, BATCH> = ops.iter().map(|op| op.outcome).collect();
+    drop(ops);
+    let opened = izip!(&batch.arrivals, &mut batch.next)
+        .filter(|(arrival, next)| **next == Next::Continue && arrival.protocol == IpsecProtocol::Esp);
+    for ((_, next), outcome) in opened.zip(outcomes) {
+        match outcome {
+            Outcome::Opened => {}
+            Outcome::BadIcv | Outcome::Pending => *next = Next::DropOfSa(DropReason::BadIcv),
+            Outcome::BadLength => *next = Next::DropOfSa(DropReason::BadLength),
+        }
+    }
+}
+
+/// Checks the ICV of AH packets.
+fn verify(core: &mut Core, batch: &mut InboundBatch) {
+    let Core { arena, inbound, .. } = core;
+    for (frame, arrival, sa, sequence, next) in
+        izip!(&mut batch.frames, &batch.arrivals, &batch.sas, &batch.sequences, &mut batch.next)
+    {
+        if *next != Next::Continue || arrival.protocol != IpsecProtocol::Ah {
+            continue;
+        }
+        let Some(state) = inbound.get(*sa) else { continue };
+        if let Err(reason) = verify_ah(arena, frame, arrival.at(), state, *sequence) {
+            *next = Next::DropOfSa(reason);
+        }
+    }
+}
+
+/// RFC 4302 section 3.4.4. The packet is muted in place, checked, and its IP header restored.
+fn verify_ah(
+    arena: &Arena,
+    frame: &mut Frame,
+    at: usize,
+    state: &Inbound,
+    sequence: u64,
+) -> Result<(), DropReason> {
+    let config = &state.config;
+    let SaKey::Ah(key) = &config.key else { return Err(DropReason::BadIcv) };
+    let v6 = config.remote.is_ipv6();
+    let bytes = arena.bytes_mut(frame);
+    let (ip, rest) = bytes.split_at_mut_checked(at).ok_or(DropReason::Malformed)?;
+    let parsed = ah::Header::parse(rest).map_err(|_| DropReason::Malformed)?;
+    if parsed.len() != ah::header_len(usize::from(key.icv_len()), v6) {
+        return Err(DropReason::BadLength);
+    }
+    let mut saved = header::Saved::take(ip).ok_or(DropReason::TooManyExtensionHeaders)?;
+    if config.spi.is_translated() {
+        header::put(rest, 4, config.spi.authenticated.0.to_be_bytes());
+    }
+    if let Some(addresses) = &config.authenticated {
+        let (local, remote) = **addresses;
+        header::set_addresses(ip, remote, local).ok_or(DropReason::Malformed)?;
+        // On the wire the addresses were others, so this header is the one that the rest of the walk should see.
+        saved = header::Saved::take(ip).ok_or(DropReason::TooManyExtensionHeaders)?;
+    }
+    let muted = if v6 { ah::mute_v6(ip, at) } else { ah::mute_v4(ip) };
+    muted.ok_or(DropReason::BadIcv)?;
+    let high = u32::try_from(sequence >> 32).unwrap_or_default().to_be_bytes();
+    let len = frame.len();
+    if config.esn {
+        frame.grow_back(high.len()).ok_or(DropReason::BadLength)?;
+        header::put(arena.bytes_mut(frame), len, high);
+    }
+    let right = key.verify(arena.bytes_mut(frame), at + ah::FIXED_LEN);
+    frame.truncate(len);
+    saved.restore(arena.bytes_mut(frame));
+    if right { Ok(()) } else { Err(DropReason::BadIcv) }
+}
+
+/// Moves the window, and the tunnel if the packet is the newest and came from elsewhere (MOB-2).
+fn accept(core: &mut Core, batch: &mut InboundBatch) {
+    for (frame, arrival, sa, sequence, next) in
+        izip!(&batch.frames, &batch.arrivals, &batch.sas, &batch.sequences, &mut batch.next)
+    {
+        if *next != Next::Continue {
+            continue;
+        }
+        let Some(state) = core.inbound.get_mut(*sa) else { continue };
+        let newest = match state.window.accept(*sequence) {
+            Ok(Newest(newest)) => newest,
+            Err(error) => {
+                *next = Next::DropOfSa(replay_reason(error));
+                continue;
+            }
+        };
+        state.last_used = core.now;
+        if newest && state.config.follow_peer && arrival.encapsulated == state.config.encap.is_some() {
+            let packet = core.arena.bytes(frame);
+            let Some(source) = header::source(packet) else { continue };
+            let port = if arrival.encapsulated {
+                header::get_u16(packet, arrival.ip_len()).unwrap_or(state.peer_port)
+            } else {
+                0
+            };
+            if source != state.peer || port != state.peer_port {
+                follow(core, *sa, source, port);
+            }
+        }
+    }
+}
+
+/// MOB-2: "the newest authenticated packet" tells where the peer is; the pair's packets go there from now on.
+#[cold]
+fn follow(core: &mut Core, sa: u32, source: IpAddr, port: u16) {
+    let Some(state) = core.inbound.get_mut(sa) else { return };
+    // An SA of one family cannot follow to the other: its outer header would change its length and its sockets.
+    if source.is_ipv4() != state.config.remote.is_ipv4() {
+        return;
+    }
+    state.peer = source;
+    state.peer_port = port;
+    let (id, pair, bundle) = (state.config.id, state.pair, state.bundle);
+    if let Some(outbound) = core.outbound.get_mut(pair) {
+        outbound.peer = source;
+        outbound.peer_port = port;
+        let under = outbound.bundle;
+        if let Some(ah) = core.outbound.get_mut(under) {
+            ah.peer = source;
+        }
+    }
+    if let Some(ah) = core.inbound.get_mut(bundle) {
+        ah.peer = source;
+    }
+    let encapsulated = core.inbound.get(sa).is_some_and(|state| state.config.encap.is_some());
+    core.event(Event::NewPath { sa: id, remote: source, port: encapsulated.then_some(port) });
+}
+
+/// Takes the IPsec headers off.
+fn decap(core: &mut Core, batch: &mut InboundBatch) {
+    for (frame, arrival, sa, next) in
+        izip!(&mut batch.frames, &mut batch.arrivals, &batch.sas, &mut batch.next)
+    {
+        if *next != Next::Continue {
+            continue;
+        }
+        let Some(state) = core.inbound.get_mut(*sa) else { continue };
+        let event = match strip(&core.arena, frame, arrival, state) {
+            Ok((done, event)) => {
+                if done == Stripped::EspBelow {
+                    arrival.under = *sa;
+                    arrival.depth += 1;
+                    *next = if arrival.depth < MAX_DEPTH {
+                        Next::Again
+                    } else {
+                        Next::DropOfSa(DropReason::NestedTooDeep)
+                    };
+                }
+                event
+            }
+            Err((reason, event)) => {
+                *next = Next::DropOfSa(reason);
+                event
+            }
+        };
+        if let Some(event) = event {
+            let id = state.config.id;
+            if let LifetimeEvent::Hard(_) = event {
+                state.stopped = true;
+            }
+            core.event(match event {
+                LifetimeEvent::Soft(kind) => Event::SoftLimit { sa: id, kind },
+                LifetimeEvent::Hard(kind) => Event::HardLimit { sa: id, kind },
+            });
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stripped {
+    /// The frame holds the inner packet.
+    Inner,
+    /// The frame holds the packet without AH; ESP comes next.
+    EspBelow,
+}
+
+/// What reached a limit, if anything did.
+type Limit = Option<LifetimeEvent>;
+
+/// Removes one IPsec header; afterwards the frame begins with an IP header again.
+fn strip(
+    arena: &Arena,
+    frame: &mut Frame,
+    arrival: &mut Arrival,
+    state: &mut Inbound,
+) -> Result<(Stripped, Limit), (DropReason, Limit)> {
+    let fail = |reason| (reason, None);
+    let outer_tos = header::tos(arena.bytes(frame)).ok_or(fail(DropReason::Malformed))?;
+    let (payload_at, payload_len, next_header) = match &state.config.key {
+        SaKey::Esp(key) => {
+            let layout = key.layout();
+            let start = arrival.at() + esp::HEADER_LEN + usize::from(layout.iv_len);
+            let end = frame.len().checked_sub(usize::from(layout.icv_len));
+            let plaintext = end.and_then(|end| arena.bytes(frame).get(start..end));
+            let plaintext = plaintext.ok_or(fail(DropReason::BadLength))?;
+            let trailer = esp::trailer(plaintext).map_err(|_| fail(DropReason::BadPadding))?;
+            (start, trailer.payload_len, trailer.next_header)
+        }
+        SaKey::Ah(_) => {
+            let rest = arena.bytes(frame).get(arrival.at()..).unwrap_or_default();
+            let parsed = ah::Header::parse(rest).map_err(|_| fail(DropReason::Malformed))?;
+            let start = arrival.at() + parsed.len();
+            (start, frame.len().saturating_sub(start), parsed.next_header)
+        }
+    };
+    // RFC 4303 section 2.6: a dummy packet MUST be discarded without prejudice. It came this far to be the MOB-3 update.
+    if next_header == Protocol::NONE {
+        return Err(fail(DropReason::Dummy));
+    }
+    let traffic = &mut state.traffic;
+    let (packets, bytes) = (traffic.packets + 1, traffic.bytes + payload_len as u64);
+    let event = state.lifetime.account(packets, bytes);
+    if let Some(LifetimeEvent::Hard(_)) = event {
+        return Err((DropReason::LifetimeExpired, event));
+    }
+    traffic.packets = packets;
+    traffic.bytes = bytes;
+    let config = &state.config;
+    let result = if config.protocol == IpsecProtocol::Ah && next_header == Protocol::ESP {
+        to_transport(arena, frame, arrival, payload_at, payload_len, next_header).map(|ip_len| {
+            arrival.transport = ip_len;
+            arrival.protocol = IpsecProtocol::Esp;
+            arrival.encapsulated = false;
+            Stripped::EspBelow
+        })
+    } else if config.mode == Mode::Tunnel {
+        to_inner(arena, frame, payload_at, payload_len, next_header, outer_tos).map(|()| Stripped::Inner)
+    } else {
+        to_transport(arena, frame, arrival, payload_at, payload_len, next_header).and_then(|ip_len| {
+            fix_transport(arena, frame, state, usize::from(ip_len), arrival.encapsulated)?;
+            Ok(Stripped::Inner)
+        })
+    };
+    let done = result.map_err(|reason| (reason, event))?;
+    if done == Stripped::Inner {
+        check_inner(arena, frame, state).map_err(|reason| (reason, event))?;
+    }
+    Ok((done, event))
+}
+
+/// Tunnel mode: what was protected is an IP packet (RFC 4301 section 5.1.2).
+fn to_inner(
+    arena: &Arena,
+    frame: &mut Frame,
+    payload_at: usize,
+    payload_len: usize,
+    next_header: Protocol,
+    outer_tos: u8,
+) -> Result<(), DropReason> {
+    let version = match next_header {
+        Protocol::IPV4 => 4,
+        Protocol::IPV6 => 6,
+        _ => return Err(DropReason::BadNextHeader),
+    };
+    frame.shrink_front(payload_at).ok_or(DropReason::BadLength)?;
+    frame.truncate(payload_len);
+    let inner = arena.bytes_mut(frame);
+    if inner.first().is_none_or(|first| first >> 4 != version) {
+        return Err(DropReason::BadInner);
+    }
+    let inner_tos = header::tos(inner).ok_or(DropReason::BadInner)?;
+    let tos = combine_ecn(outer_tos, inner_tos).ok_or(DropReason::EcnNotEctMarked)?;
+    if tos != inner_tos {
+        header::set_tos(inner, tos).ok_or(DropReason::BadInner)?;
+    }
+    Ok(())
+}
+
+/// The traffic class that the inner packet is forwarded with: RFC 6040 section 4.2, figure 4. `None`: drop it.
+fn combine_ecn(outer: u8, inner: u8) -> Option<u8> {
+    const NOT_ECT: u8 = 0b00;
+    const ECT_1: u8 = 0b01;
+    const ECT_0: u8 = 0b10;
+    const CE: u8 = 0b11;
+    match (inner & CE, outer & CE) {
+        (NOT_ECT, CE) => None,
+        (_, CE) => Some(inner | CE),
+        (ECT_0, ECT_1) => Some((inner & !CE) | ECT_1),
+        _ => Some(inner),
+    }
+}
+
+/// Transport mode: the IP header moves up to what was protected. Gives the header's length.
+fn to_transport(
+    arena: &Arena,
+    frame: &mut Frame,
+    arrival: &Arrival,
+    payload_at: usize,
+    payload_len: usize,
+    next_header: Protocol,
+) -> Result<u16, DropReason> {
+    let ip_len = arrival.ip_len();
+    let start = payload_at.checked_sub(ip_len).ok_or(DropReason::Malformed)?;
+    frame.truncate(payload_at + payload_len);
+    let bytes = arena.bytes_mut(frame);
+    let next_header_at = header::next_header_at(bytes).ok_or(DropReason::Malformed)?;
+    if ip_len > bytes.len() || payload_at > bytes.len() {
+        return Err(DropReason::Malformed);
+    }
+    bytes.copy_within(..ip_len, start);
+    frame.shrink_front(start).ok_or(DropReason::Malformed)?;
+    let bytes = arena.bytes_mut(frame);
+    header::set_payload(bytes, next_header_at, next_header).ok_or(DropReason::BadInner)?;
+    u16::try_from(ip_len).map_err(|_| DropReason::Malformed)
+}
+
+/// Behind a relay the peer computed the upper layer's checksum over other addresses than those on the wire (RLY-2),
+/// behind a NAT over addresses that we may not know (RFC 3948 section 3.1.2): the packet is authentic, so the
+/// checksum is made anew.
+fn fix_transport(
+    arena: &Arena,
+    frame: &mut Frame,
+    state: &Inbound,
+    ip_len: usize,
+    encapsulated: bool,
+) -> Result<(), DropReason> {
+    let packet = arena.bytes_mut(frame);
+    if let Some(addresses) = &state.config.authenticated {
+        header::set_addresses(packet, addresses.1, state.config.local).ok_or(DropReason::BadInner)?;
+    } else if !encapsulated {
+        return Ok(());
+    }
+    header::renew_upper_checksum(packet, ip_len);
+    Ok(())
+}
+
+/// RFC 4301 section 5.2, step 4: the packet must be one that this SA was made for.
+fn check_inner(arena: &Arena, frame: &mut Frame, state: &Inbound) -> Result<(), DropReason> {
+    let flow = Flow::parse(arena.bytes(frame)).map_err(|_| DropReason::BadInner)?;
+    // What follows the packet is traffic flow confidentiality padding (RFC 4303 section 2.7).
+    frame.truncate(usize::from(flow.total_len));
+    if !spd::selectors_match_inbound(&state.config.selectors, &flow) {
+        return Err(DropReason::SelectorMismatch);
+    }
+    Ok(())
+}
+
+/// Sends every packet where its column says, and empties the batch.
+fn dispatch(core: &mut Core, batch: &mut InboundBatch) {
+    let mut again = InboundBatch::default();
+    let columns = izip!(batch.frames.drain(..), &batch.arrivals, &batch.sas, &batch.next);
+    for (frame, arrival, sa, next) in columns {
+        match next {
+            Next::Continue => {
+                let mss = core.inbound.get(*sa).is_some_and(|state| state.config.path.mss_clamp);
+                forward::deliver(core, frame, arrival.port, mss.then_some(*sa));
+            }
+            Next::Drop(reason) => core.discard(frame, arrival.port, *reason),
+            Next::DropOfSa(reason) => core.discard_of_sa(frame, arrival.port, *reason, Table::Inbound, *sa),
+            Next::HandOff(worker) => {
+                core.hand_off(*worker, arrival.port, Parcel::Inbound { frame, port: arrival.port });
+            }
+            Next::Relay => relay::run(core, frame, arrival),
+            Next::Again => {
+                if let Err(frame) = again.push(frame, *arrival) {
+                    core.discard(frame, arrival.port, DropReason::NoFrame);
+                }
+            }
+        }
+    }
+    batch.arrivals.clear();
+    batch.sas.clear();
+    batch.sequences.clear();
+    batch.next.clear();
+    if !again.is_empty() {
+        run(core, &mut again);
+    }
+}

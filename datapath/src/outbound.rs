@@ -1,0 +1,720 @@
+//! Outbound stages: parse → select (SPD, inner address) → fit (path MTU, MSS) → number (the only source of sequence
+//! numbers) → encap (into the headroom) → seal (batch) → finish (AH, translation, UDP checksum) → dispatch.
+
+use std::net::IpAddr;
+
+use arrayvec::ArrayVec;
+use itertools::izip;
+use postern_contract::counters::DropReason;
+use postern_contract::event::Event;
+use postern_contract::sa::{DfPolicy, DscpPolicy, IpsecProtocol, Mode};
+use postern_wire::flow::{Flow, Fragment};
+use postern_wire::ids::Protocol;
+use postern_wire::{ah, esp, ip4, ip6, udp};
+
+use crate::command::{Returned, Table};
+use crate::core::Core;
+use crate::crypto::{ReserveError, Reserved, SealOp, SealOutcome};
+use crate::egress;
+use crate::fib::{PortIndex, Route};
+use crate::forward::{self, Complaint, Origin};
+use crate::frame::{Arena, BATCH, Frame};
+use crate::handoff::Parcel;
+use crate::header;
+use crate::sad::config::{SaKey, SaShared};
+use crate::sad::lifetime::LifetimeEvent;
+use crate::sad::runtime::{NO_LINK, Outbound};
+use crate::spd::Verdict;
+
+/// Packets that a batch can grow to by fragmentation.
+const GROWN: usize = 2 * BATCH;
+/// TTL and hop limit of outer headers (RFC 1700's default; RFC 4301 section 5.1.2 leaves it to configuration).
+const OUTER_TTL: u8 = 64;
+/// With fewer reserved numbers left than this an SA asks for more: at 4 Mpps an eighth of a second of warning.
+pub const RESERVE_LOW: u64 = 1 << 19;
+/// Path MTU where neither a route nor the configuration tells one.
+const DEFAULT_MTU: usize = 1500;
+
+/// How a cleartext packet came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Came {
+    /// From another host; this node is a router to it.
+    Forwarded,
+    /// From this host.
+    Host,
+    /// The datapath made it (an ICMP error).
+    Own,
+}
+
+/// What is known of a cleartext packet before it is parsed.
+#[derive(Clone, Copy, Debug)]
+pub struct Cleartext {
+    /// Where it came in.
+    pub port: PortIndex,
+    /// From whom.
+    pub came: Came,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    Continue,
+    Drop(DropReason),
+    DropOfSa(DropReason),
+    HandOff(u8),
+    /// In the clear, by the routes.
+    Bypass,
+}
+
+/// Packets in the outbound stages; columns of equal length.
+#[derive(Default)]
+pub struct OutboundBatch {
+    frames: ArrayVec<Frame, GROWN>,
+    cleartexts: ArrayVec<Cleartext, GROWN>,
+    flows: ArrayVec<Option<Flow>, GROWN>,
+    sas: ArrayVec<u32, GROWN>,
+    routes: ArrayVec<Route, GROWN>,
+    numbers: ArrayVec<Option<Reserved>, GROWN>,
+    ah_numbers: ArrayVec<Option<Reserved>, GROWN>,
+    /// Offset of the ESP header, or of the AH header of an SA without ESP.
+    at: ArrayVec<u16, GROWN>,
+    next: ArrayVec<Next, GROWN>,
+}
+
+impl OutboundBatch {
+    /// Whether it holds no packet.
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Room for packets that come in; the rest is for fragments.
+    pub fn remaining(&self) -> usize {
+        BATCH.saturating_sub(self.frames.len())
+    }
+
+    /// Adds a packet, whose frame begins with the IP header. Gives it back when full.
+    pub fn push(&mut self, frame: Frame, cleartext: Cleartext) -> Result<(), Frame> {
+        if self.remaining() == 0 {
+            return Err(frame);
+        }
+        self.add(frame, cleartext, None, NO_LINK, Route::Unreachable)
+    }
+
+    fn add(
+        &mut self,
+        frame: Frame,
+        cleartext: Cleartext,
+        flow: Option<Flow>,
+        sa: u32,
+        route: Route,
+    ) -> Result<(), Frame> {
+        self.frames.try_push(frame).map_err(|full| full.element())?;
+        self.cleartexts.push(cleartext);
+        self.flows.push(flow);
+        self.sas.push(sa);
+        self.routes.push(route);
+        self.numbers.push(None);
+        self.ah_numbers.push(None);
+        self.at.push(0);
+        self.next.push(Next::Continue);
+        Ok(())
+    }
+}
+
+/// Takes a batch through all stages and leaves it empty.
+pub fn run(core: &mut Core, batch: &mut OutboundBatch) {
+    parse(core, batch);
+    select(core, batch);
+    fit(core, batch);
+    number(core, batch);
+    encap(core, batch);
+    seal(core, batch);
+    finish(core, batch);
+    dispatch(core, batch);
+}
+
+/// Reads the headers that policies ask about.
+fn parse(core: &mut Core, batch: &mut OutboundBatch) {
+    for (frame, flow, next) in izip!(&mut batch.frames, &mut batch.flows, &mut batch.next) {
+        let packet = core.arena.bytes(frame);
+        match Flow::parse(packet) {
+            // RFC 1812 section 5.2.2: a router must drop a datagram whose header checksum is wrong.
+            Ok(parsed) if parsed.source.is_ipv4() && !ip4::View::parse(packet).is_ok_and(|v| v.checksum_ok()) => {
+                *next = Next::Drop(DropReason::BadIpChecksum);
+            }
+            Ok(parsed) => {
+                frame.truncate(usize::from(parsed.total_len));
+                *flow = Some(parsed);
+            }
+            Err(_) => *next = Next::Drop(DropReason::Malformed),
+        }
+    }
+}
+
+/// Finds the policy and its SA (MOB-1: by inner addresses, never by outer ones).
+fn select(core: &mut Core, batch: &mut OutboundBatch) {
+    for (flow, cleartext, sa, next) in
+        izip!(&batch.flows, &batch.cleartexts, &mut batch.sas, &mut batch.next)
+    {
+        let Some(flow) = flow else { continue };
+        *next = match core.spd.lookup(flow) {
+            Verdict::Protect(_, Some(handle)) if handle.worker() == core.id => {
+                *sa = handle.index();
+                Next::Continue
+            }
+            Verdict::Protect(_, Some(handle)) => Next::HandOff(handle.worker()),
+            Verdict::Protect(policy, None) => {
+                core.event(Event::Acquire {
+                    policy,
+                    source: flow.source,
+                    destination: flow.destination,
+                    protocol: flow.protocol,
+                    ports: (flow.source_port, flow.destination_port),
+                });
+                Next::Drop(DropReason::NoSa)
+            }
+            Verdict::Bypass => Next::Bypass,
+            Verdict::Discard => Next::Drop(DropReason::PolicyDiscard),
+            // An ICMP error of our own goes by the routes where no policy takes it.
+            Verdict::None if cleartext.came == Came::Own => Next::Bypass,
+            Verdict::None => Next::Drop(DropReason::NoPolicy),
+        };
+    }
+}
+
+/// Makes packets fit the path: clamps the MSS, fragments what may be, and complains about the rest (RFC 4301 section 8).
+fn fit(core: &mut Core, batch: &mut OutboundBatch) {
+    let arrived = batch.frames.len();
+    for index in 0..arrived {
+        let (Some(Next::Continue), Some(Some(flow)), Some(sa), Some(cleartext)) =
+            (batch.next.get(index), batch.flows.get(index).copied(), batch.sas.get(index), batch.cleartexts.get(index))
+        else {
+            continue;
+        };
+        let (sa, cleartext) = (*sa, *cleartext);
+        let Some(state) = core.outbound.get(sa) else {
+            set(&mut batch.next, index, Next::Drop(DropReason::SaMissing));
+            continue;
+        };
+        if state.config.mode == Mode::Transport && flow.fragment != Fragment::No {
+            // RFC 4303 section 3.1.1: transport mode is applied to whole IP datagrams only.
+            set(&mut batch.next, index, Next::DropOfSa(DropReason::Fragment));
+            continue;
+        }
+        let route = outer_route(core, state);
+        set(&mut batch.routes, index, route);
+        let limit = max_inner(core, state, path_mtu(state, route));
+        let (clamp, tunnel) = (state.config.path.mss_clamp, state.config.mode == Mode::Tunnel);
+        let Some(frame) = batch.frames.get_mut(index) else { continue };
+        if clamp && flow.protocol == Protocol::TCP && flow.fragment == Fragment::No {
+            header::clamp_mss(core.arena.bytes_mut(frame), usize::from(flow.header_len), limit);
+        }
+        if cleartext.came == Came::Forwarded && tunnel && flow.ttl <= 1 {
+            forward::complain(core, frame, cleartext.port, Origin::Inside, Complaint::TimeExceeded);
+            set(&mut batch.next, index, Next::DropOfSa(DropReason::TtlExpired));
+            continue;
+        }
+        if frame.len() <= limit {
+            continue;
+        }
+        if flow.dont_fragment {
+            forward::complain(core, frame, cleartext.port, Origin::Inside, Complaint::TooBig(limit));
+            set(&mut batch.next, index, Next::DropOfSa(DropReason::TooBig));
+        } else if tunnel {
+            fragment(core, batch, index, sa, cleartext, route, limit);
+        }
+        // Transport mode: the protected packet is fragmented instead, when it is sent.
+    }
+}
+
+fn set<T, const N: usize>(column: &mut ArrayVec<T, N>, index: usize, value: T) {
+    if let Some(place) = column.get_mut(index) {
+        *place = value;
+    }
+}
+
+/// Fragments an inner packet before it is protected, so that the peer's gateway need not reassemble. The last
+/// fragment keeps the place, the others join the batch. What cannot be cut or has no room is dropped.
+fn fragment(
+    core: &mut Core,
+    batch: &mut OutboundBatch,
+    index: usize,
+    sa: u32,
+    cleartext: Cleartext,
+    route: Route,
+    limit: usize,
+) {
+    loop {
+        let Some(frame) = batch.frames.get_mut(index) else { return };
+        let Ok(flow) = Flow::parse(core.arena.bytes(frame)) else {
+            return set(&mut batch.next, index, Next::DropOfSa(DropReason::BadInner));
+        };
+        set(&mut batch.flows, index, Some(flow));
+        if frame.len() <= limit {
+            return;
+        }
+        let Some(piece) = forward::split(core, frame, usize::from(flow.header_len), limit) else {
+            return set(&mut batch.next, index, Next::DropOfSa(DropReason::NoFrame));
+        };
+        let flow = Flow::parse(core.arena.bytes(&piece)).ok();
+        if let Err(piece) = batch.add(piece, cleartext, flow, sa, route) {
+            core.pool.give(piece);
+            return set(&mut batch.next, index, Next::DropOfSa(DropReason::NoFrame));
+        }
+    }
+}
+
+/// The way to the peer.
+fn outer_route(core: &Core, state: &Outbound) -> Route {
+    core.fib.lookup(state.peer)
+}
+
+fn path_mtu(state: &Outbound, route: Route) -> usize {
+    let mtu = match route {
+        Route::Via { mtu, .. } => usize::from(mtu),
+        _ => DEFAULT_MTU,
+    };
+    state.config.path.mtu.map_or(mtu, |limit| mtu.min(usize::from(limit)))
+}
+
+/// Bytes of the AH header that a bundle or an AH SA adds.
+fn ah_len(config: &SaShared, v6: bool) -> usize {
+    match &config.key {
+        SaKey::Ah(key) => ah::header_len(usize::from(key.icv_len()), v6),
+        SaKey::Esp(_) => 0,
+    }
+}
+
+/// Largest inner packet (in transport mode: packet) that fits outer packets of `mtu` bytes.
+pub fn max_inner(core: &Core, state: &Outbound, mtu: usize) -> usize {
+    let v6 = state.config.remote.is_ipv6();
+    let ip = if v6 { ip6::LEN } else { ip4::MIN_LEN };
+    let bundle = core.outbound.get(state.bundle).map_or(0, |bundle| ah_len(&bundle.config, v6));
+    let kept = if state.config.mode == Mode::Transport { ip } else { 0 };
+    match &state.config.key {
+        SaKey::Ah(_) => (mtu + kept).saturating_sub(ip + ah_len(&state.config, v6)),
+        SaKey::Esp(key) => {
+            let layout = key.layout();
+            let encap = if state.config.encap.is_some() { udp::LEN } else { 0 };
+            let fixed =
+                ip + encap + bundle + esp::HEADER_LEN + usize::from(layout.iv_len) + usize::from(layout.icv_len);
+            let block = usize::from(layout.block).max(4);
+            let room = mtu.saturating_sub(fixed) / block * block;
+            room.saturating_sub(esp::TRAILER_LEN) + kept
+        }
+    }
+}
+
+/// Takes a sequence number from the SA, and one from the AH SA of its bundle.
+fn number(core: &mut Core, batch: &mut OutboundBatch) {
+    for (frame, sa, number, ah_number, next) in
+        izip!(&batch.frames, &batch.sas, &mut batch.numbers, &mut batch.ah_numbers, &mut batch.next)
+    {
+        if *next != Next::Continue {
+            continue;
+        }
+        let bytes = frame.len() as u64;
+        let bundle = core.outbound.get(*sa).map_or(NO_LINK, |state| state.bundle);
+        if core.outbound.get(*sa).is_some_and(|state| state.config.bundled && bundle == NO_LINK) {
+            *next = Next::DropOfSa(DropReason::BundleMissing);
+            continue;
+        }
+        let drawn = draw(core, *sa, bytes).and_then(|drawn| {
+            *number = Some(drawn);
+            if bundle != NO_LINK {
+                *ah_number = Some(draw(core, bundle, bytes)?);
+            }
+            Ok(())
+        });
+        if let Err(reason) = drawn {
+            *next = Next::DropOfSa(reason);
+        }
+    }
+}
+
+/// Draws one number from an SA, within its limits (DP-4).
+fn draw(core: &mut Core, sa: u32, bytes: u64) -> Result<Reserved, DropReason> {
+    let now = core.now;
+    let state = core.outbound.get_mut(sa).ok_or(DropReason::SaMissing)?;
+    if state.stopped {
+        return Err(DropReason::LifetimeExpired);
+    }
+    let id = state.config.id;
+    let (packets, total) = (state.traffic.packets + 1, state.traffic.bytes + bytes);
+    let event = state.lifetime.account(packets, total);
+    let drawn = match event {
+        Some(LifetimeEvent::Hard(_)) => {
+            state.stopped = true;
+            Err(DropReason::LifetimeExpired)
+        }
+        _ => state.sequence.reserve().map_err(|error| match error {
+            ReserveError::Exhausted => DropReason::SequenceExhausted,
+            ReserveError::NotReserved => DropReason::SequenceNotReserved,
+        }),
+    };
+    if drawn.is_ok() {
+        state.traffic.packets = packets;
+        state.traffic.bytes = total;
+        state.last_used = now;
+    }
+    let exhausted = matches!(drawn, Err(DropReason::SequenceExhausted)) && !state.stopped;
+    if exhausted {
+        state.stopped = true;
+    }
+    let wants_more = !state.reserving && state.sequence.remaining() < RESERVE_LOW && state.sequence.ceiling() <= state.sequence.limit();
+    if wants_more {
+        state.reserving = true;
+        let (last, ceiling) = (state.sequence.last(), state.sequence.ceiling());
+        core.send(Returned::Reserve { index: sa, id, last, ceiling });
+    }
+    match event {
+        Some(LifetimeEvent::Soft(kind)) => core.event(Event::SoftLimit { sa: id, kind }),
+        Some(LifetimeEvent::Hard(kind)) => core.event(Event::HardLimit { sa: id, kind }),
+        None => {}
+    }
+    if exhausted {
+        core.event(Event::SequenceExhausted { sa: id });
+    }
+    drawn
+}
+
+/// Puts the headers in front of the packet, with the values that the ICV covers, and the trailer behind it.
+fn encap(core: &mut Core, batch: &mut OutboundBatch) {
+    let columns = izip!(
+        &mut batch.frames,
+        &batch.cleartexts,
+        &batch.flows,
+        &batch.sas,
+        &batch.numbers,
+        &batch.ah_numbers,
+        &mut batch.at,
+        &mut batch.next
+    );
+    for (frame, cleartext, flow, sa, number, ah_number, at, next) in columns {
+        if *next != Next::Continue {
+            continue;
+        }
+        let (Some(flow), Some(number), Some(state)) = (flow, number, core.outbound.get(*sa)) else { continue };
+        let bundle = core.outbound.get(state.bundle).zip(ah_number.as_ref());
+        let forwarded = cleartext.came == Came::Forwarded;
+        let built = Headers::new(state, bundle.map(|(state, number)| (&*state.config, number)), number)
+            .write(&core.arena, frame, flow, forwarded);
+        match built {
+            Some(offset) => *at = offset,
+            None => *next = Next::DropOfSa(DropReason::EgressMtu),
+        }
+    }
+}
+
+/// What the headers of one packet are made of.
+struct Headers<'a> {
+    state: &'a Outbound,
+    bundle: Option<(&'a SaShared, &'a Reserved)>,
+    number: &'a Reserved,
+}
+
+impl<'a> Headers<'a> {
+    fn new(state: &'a Outbound, bundle: Option<(&'a SaShared, &'a Reserved)>, number: &'a Reserved) -> Self {
+        Self { state, bundle, number }
+    }
+
+    /// Gives the offset of the ESP header, or of the AH header of an SA without ESP. `None` when the frame has no room.
+    fn write(&self, arena: &Arena, frame: &mut Frame, flow: &Flow, forwarded: bool) -> Option<u16> {
+        let config = &self.state.config;
+        let (local, remote) = config.authenticated_addresses(self.state.peer);
+        let v6 = remote.is_ipv6();
+        let tunnel = config.mode == Mode::Tunnel;
+        // Transport mode: the packet's own header serves, with the addresses that the peer will see.
+        let kept = if tunnel { 0 } else { usize::from(flow.header_len) };
+        if tunnel {
+            if forwarded {
+                header::decrement_ttl(arena.bytes_mut(frame))?;
+            }
+        } else if config.authenticated.is_some() {
+            let packet = arena.bytes_mut(frame);
+            header::set_addresses(packet, local, remote)?;
+            header::renew_upper_checksum(packet, kept);
+        }
+        let inner = match (tunnel, flow.source.is_ipv6()) {
+            (true, false) => Protocol::IPV4,
+            (true, true) => Protocol::IPV6,
+            (false, _) => flow.protocol,
+        };
+        let ip_len = match (tunnel, v6) {
+            (true, false) => ip4::MIN_LEN,
+            (true, true) => ip6::LEN,
+            (false, _) => kept,
+        };
+        let udp_len = if config.encap.is_some() { udp::LEN } else { 0 };
+        let ah = match &config.key {
+            SaKey::Ah(_) => Some((&**config, self.number)),
+            SaKey::Esp(_) => self.bundle,
+        };
+        let ah_bytes = ah.map_or(0, |(config, _)| ah_len(config, v6));
+        let saved = header::Saved::take(arena.bytes(frame).get(..kept)?)?;
+        frame.shrink_front(kept)?;
+        let esp = match &config.key {
+            SaKey::Esp(key) => {
+                let layout = key.layout();
+                let pad = esp::padding(frame.len(), usize::from(layout.block));
+                let trailer = usize::from(pad) + esp::TRAILER_LEN;
+                let payload = frame.len();
+                frame.grow_back(trailer + usize::from(layout.icv_len))?;
+                let end = arena.bytes_mut(frame).get_mut(payload..payload + trailer)?;
+                esp::write_trailer(end, inner)?;
+                esp::HEADER_LEN + usize::from(layout.iv_len)
+            }
+            SaKey::Ah(_) => 0,
+        };
+        frame.grow_front(ip_len + udp_len + ah_bytes + esp)?;
+        let total = frame.len();
+        let bytes = arena.bytes_mut(frame);
+        let after_ip = if ah_bytes > 0 {
+            Protocol::AH
+        } else if udp_len > 0 {
+            Protocol::UDP
+        } else {
+            Protocol::ESP
+        };
+        if tunnel {
+            self.outer(bytes, flow, local, remote, after_ip)?;
+        } else {
+            saved.restore(bytes);
+            header::set_payload(bytes, usize::from(flow.next_header_at), after_ip)?;
+        }
+        let mut at = ip_len;
+        if let Some(encap) = config.encap {
+            let header = udp::Header {
+                source_port: encap.local_port,
+                destination_port: self.state.peer_port,
+                length: u16::try_from(total.checked_sub(ip_len)?).ok()?,
+                checksum: 0,
+            };
+            header.emit(bytes.get_mut(at..)?)?;
+            at += udp::LEN;
+        }
+        if let Some((ah_config, number)) = ah {
+            let SaKey::Ah(key) = &ah_config.key else { return None };
+            let next_header = if esp > 0 { Protocol::ESP } else { inner };
+            let header = ah::Header {
+                next_header,
+                spi: ah_config.spi.authenticated,
+                sequence: number.low(),
+                icv_len: usize::from(key.icv_len()),
+            };
+            header.emit(bytes.get_mut(at..)?, v6)?;
+            if esp > 0 {
+                at += ah_bytes;
+            }
+        }
+        if esp > 0 {
+            let header = esp::Header { spi: config.spi.authenticated, sequence: self.number.low() };
+            header.emit(bytes.get_mut(at..)?)?;
+        }
+        u16::try_from(at).ok()
+    }
+
+    /// The outer header of tunnel mode (RFC 4301 section 5.1.2, RFC 6040).
+    fn outer(
+        &self,
+        bytes: &mut [u8],
+        flow: &Flow,
+        local: IpAddr,
+        remote: IpAddr,
+        protocol: Protocol,
+    ) -> Option<()> {
+        const ECN: u8 = 0b11;
+        let path = &self.state.config.path;
+        let dscp = match path.dscp {
+            DscpPolicy::Copy => flow.tos & !ECN,
+            DscpPolicy::Fixed(dscp) => dscp << 2,
+        };
+        // RFC 6040 section 4.1: normal mode copies, compatibility mode clears to Not-ECT.
+        let tos = dscp | if path.ecn { flow.tos & ECN } else { 0 };
+        let total = bytes.len();
+        match (local, remote) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let dont_fragment = match path.df {
+                    DfPolicy::Copy => flow.dont_fragment,
+                    DfPolicy::Set => true,
+                    DfPolicy::Clear => false,
+                };
+                // RFC 6864: an atomic datagram's ID has no meaning; others need one that does not come back soon.
+                let id = if dont_fragment { 0 } else { u16::try_from(self.number.low() & 0xffff).ok()? };
+                let header = ip4::Header { source, destination, protocol, ttl: OUTER_TTL, tos, id, dont_fragment };
+                header.emit(bytes, total.checked_sub(ip4::MIN_LEN)?)
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let header = ip6::Header {
+                    source,
+                    destination,
+                    next_header: protocol,
+                    hop_limit: OUTER_TTL,
+                    traffic_class: tos,
+                    // RFC 6438: a label per flow lets routers spread tunnels over equal paths.
+                    flow_label: self.state.config.spi.on_wire.0 & 0xf_ffff,
+                };
+                header.emit(bytes, total.checked_sub(ip6::LEN)?)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Encrypts and authenticates, all ESP packets of the batch at once.
+fn seal(core: &mut Core, batch: &mut OutboundBatch) {
+    let Core { arena, outbound, backend, .. } = core;
+    let mut ops = ArrayVec::<SealOp<'_>, GROWN>::new();
+    let columns = izip!(&mut batch.frames, &batch.sas, &batch.at, &mut batch.numbers, &mut batch.next);
+    for (frame, sa, at, number, next) in columns {
+        if *next != Next::Continue {
+            continue;
+        }
+        let Some(state) = outbound.get(*sa) else { continue };
+        let SaKey::Esp(key) = &state.config.key else { continue };
+        let Some(sequence) = number.take() else { continue };
+        let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
+        ops.push(SealOp { key, sequence, esn: state.config.esn, packet });
+    }
+    let outcomes = backend.seal(ops);
+    let sealed = izip!(&batch.sas, &mut batch.next).filter(|(sa, next)| {
+        let esp = outbound.get(**sa).is_some_and(|state| state.config.protocol == IpsecProtocol::Esp);
+        **next == Next::Continue && esp
+    });
+    for ((_, next), outcome) in sealed.zip(outcomes) {
+        if outcome != SealOutcome::Sealed {
+            *next = Next::DropOfSa(DropReason::BadLength);
+        }
+    }
+}
+
+/// Computes the ICV of AH, puts the values on the wire in place of the authenticated ones, and the UDP checksum.
+fn finish(core: &mut Core, batch: &mut OutboundBatch) {
+    let columns = izip!(
+        &mut batch.frames,
+        &batch.sas,
+        &batch.at,
+        &mut batch.numbers,
+        &mut batch.ah_numbers,
+        &mut batch.next
+    );
+    for (frame, sa, at, number, ah_number, next) in columns {
+        if *next != Next::Continue {
+            continue;
+        }
+        let Some(state) = core.outbound.get(*sa) else { continue };
+        let config = &*state.config;
+        let bundle = core.outbound.get(state.bundle).map(|bundle| &*bundle.config);
+        let ah = match &config.key {
+            SaKey::Ah(_) => Some(config).zip(number.take()),
+            SaKey::Esp(_) => bundle.zip(ah_number.take()),
+        };
+        let v6 = config.remote.is_ipv6();
+        let at = usize::from(*at);
+        let done = match ah {
+            Some((ah_config, number)) => {
+                let ah_at = if config.protocol == IpsecProtocol::Ah { at } else { at - ah_len(ah_config, v6).min(at) };
+                sign_ah(&core.arena, frame, ah_at, ah_config, number)
+            }
+            None => Some(()),
+        }
+        .and_then(|()| to_wire(core.arena.bytes_mut(frame), state, at));
+        if done.is_none() {
+            *next = Next::DropOfSa(DropReason::EgressMtu);
+        }
+    }
+}
+
+/// RFC 4302 section 3.3.3: the packet is muted in place, signed, and its IP header restored.
+fn sign_ah(arena: &Arena, frame: &mut Frame, at: usize, config: &SaShared, number: Reserved) -> Option<()> {
+    let SaKey::Ah(key) = &config.key else { return None };
+    let (ip, _) = arena.bytes_mut(frame).split_at_mut_checked(at)?;
+    let saved = header::Saved::take(ip)?;
+    if header::is_v6(ip)? { ah::mute_v6(ip, at)? } else { ah::mute_v4(ip)? };
+    let len = frame.len();
+    if config.esn {
+        let high = number.high().to_be_bytes();
+        frame.grow_back(high.len())?;
+        header::put(arena.bytes_mut(frame), len, high);
+    }
+    let signed = key.sign(number, arena.bytes_mut(frame), at + ah::FIXED_LEN);
+    frame.truncate(len);
+    let bytes = arena.bytes_mut(frame);
+    saved.restore(bytes);
+    signed?;
+    if config.spi.is_translated() {
+        header::put(bytes, at + 4, config.spi.on_wire.0.to_be_bytes());
+    }
+    Some(())
+}
+
+/// RLY-2: "swaps them on the wire": SPI and addresses of this side of the relay, once the ICV stands.
+fn to_wire(packet: &mut [u8], state: &Outbound, at: usize) -> Option<()> {
+    let config = &*state.config;
+    if config.protocol == IpsecProtocol::Esp && config.spi.is_translated() {
+        header::put(packet, at, config.spi.on_wire.0.to_be_bytes());
+    }
+    if config.authenticated.is_some() {
+        header::set_addresses(packet, config.local, state.peer)?;
+    }
+    if config.encap.is_some()
+        && let (IpAddr::V6(source), IpAddr::V6(destination)) = (config.local, state.peer)
+    {
+        // RFC 8200 section 8.1: unlike IPv4, UDP over IPv6 needs a checksum.
+        let datagram = packet.get_mut(at.checked_sub(udp::LEN)?..)?;
+        let check = udp::checksum_v6(source, destination, datagram);
+        header::put(datagram, 6, check.to_be_bytes());
+    }
+    Some(())
+}
+
+/// Sends every packet where its column says, and empties the batch.
+fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
+    let columns =
+        izip!(batch.frames.drain(..), &batch.cleartexts, &batch.flows, &batch.sas, &batch.routes, &batch.next);
+    for (frame, cleartext, flow, sa, route, next) in columns {
+        let port = cleartext.port;
+        match (next, flow) {
+            (Next::Continue, _) => transmit(core, frame, port, *sa, *route),
+            (Next::Bypass, Some(flow)) => {
+                forward::route(core, frame, port, flow, Origin::Inside);
+            }
+            (Next::Bypass, None) => core.discard(frame, port, DropReason::Malformed),
+            (Next::Drop(reason), _) => core.discard(frame, port, *reason),
+            (Next::DropOfSa(reason), _) => core.discard_of_sa(frame, port, *reason, Table::Outbound, *sa),
+            (Next::HandOff(worker), _) => {
+                core.hand_off(*worker, port, Parcel::Outbound { frame, port, came: cleartext.came });
+            }
+        }
+    }
+    batch.cleartexts.clear();
+    batch.flows.clear();
+    batch.sas.clear();
+    batch.routes.clear();
+    batch.numbers.clear();
+    batch.ah_numbers.clear();
+    batch.at.clear();
+    batch.next.clear();
+}
+
+/// Sends a protected packet; in transport mode it may have to be fragmented now.
+fn transmit(core: &mut Core, mut frame: Frame, from: PortIndex, sa: u32, route: Route) {
+    if let Some(port) = core.socket_port {
+        return egress::enqueue(core, frame, from, port);
+    }
+    if let Route::Via { mtu, .. } = route
+        && frame.len() > usize::from(mtu)
+        && Flow::parse(core.arena.bytes(&frame)).is_ok_and(|flow| !flow.dont_fragment)
+    {
+        while let Some(piece) = {
+            let header_len = Flow::parse(core.arena.bytes(&frame)).map_or(0, |flow| usize::from(flow.header_len));
+            forward::split(core, &mut frame, header_len, usize::from(mtu))
+        } {
+            egress::send(core, piece, from, route);
+        }
+    }
+    if matches!(route, Route::Local | Route::Kernel { .. }) {
+        // The peer's address is not reached through any of our interfaces: not a packet for the TUN device.
+        return core.discard_of_sa(frame, from, DropReason::NoRoute, Table::Outbound, sa);
+    }
+    egress::send(core, frame, from, route);
+}

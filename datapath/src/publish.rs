@@ -1,0 +1,838 @@
+//! The main thread's half of the tables: checks what control asks, decides where it goes, and tells the workers.
+//!
+//! Nothing here is touched by a packet. Indices, workers and links are decided here, so that a worker only puts,
+//! takes and looks up; an index is used again only after its object came back.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crossbeam::queue::ArrayQueue;
+use ipnet::IpNet;
+use postern_contract::counters::{DropReason, RelayCounters, SaCounters};
+use postern_contract::event::{Event, LimitKind};
+use postern_contract::relay::{RelayEntry, RelayId};
+use postern_contract::request::{Cursor, Done, Operation, Page, Refusal, RelayReport, SaReport};
+use postern_contract::sa::{Action, Direction, IpsecProtocol, Policy, PolicyId, SaConfig, SaId};
+use postern_contract::Translation;
+use postern_wire::ids::Spi;
+
+use crate::command::{COMMANDS_PER_BATCH, Command, Returned, SaSnapshot, Table};
+use crate::core::Outbox;
+use crate::counters::WorkerCells;
+use crate::crypto::fingerprint;
+use crate::fib::Fib;
+use crate::handoff::Inbox;
+use crate::outbound::RESERVE_LOW;
+use crate::reserve::Ledger;
+use crate::sad::config::SaShared;
+use crate::sad::lookup::Handle;
+use crate::sad::runtime::{Inbound, NO_LINK, Outbound};
+use crate::spd;
+use crate::worker::place;
+
+/// Sequence numbers reserved at once: twice the low-water mark, so that a worker asks when half is used.
+const RESERVE_BLOCK: u64 = 2 * RESERVE_LOW;
+/// SAs, policies or entries on one page of the inventory.
+const PAGE: usize = 128;
+
+/// The main thread's ends of one worker.
+#[derive(Debug)]
+pub struct WorkerLink {
+    /// Batches of commands.
+    pub commands: Arc<ArrayQueue<Vec<Command>>>,
+    /// Rings its bell.
+    pub inbox: Inbox,
+    /// Its counters.
+    pub cells: Arc<WorkerCells>,
+    /// Batches sent so far.
+    sent: u64,
+    pending: Vec<Command>,
+    indices: [Indices; 2],
+}
+
+impl WorkerLink {
+    /// Ends of a worker that has been sent nothing yet.
+    pub fn new(commands: Arc<ArrayQueue<Vec<Command>>>, inbox: Inbox, cells: Arc<WorkerCells>) -> Self {
+        Self { commands, inbox, cells, sent: 0, pending: Vec::new(), indices: [Indices::default(), Indices::default()] }
+    }
+
+    fn push(&mut self, command: Command) {
+        self.pending.push(command);
+        if self.pending.len() >= COMMANDS_PER_BATCH {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let mut batch = std::mem::replace(&mut self.pending, Vec::with_capacity(COMMANDS_PER_BATCH));
+        while let Err(back) = self.commands.push(batch) {
+            batch = back;
+            self.inbox.bell().ring();
+            std::thread::yield_now();
+        }
+        self.sent += 1;
+        self.inbox.bell().ring();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.cells.commands.load(Ordering::Acquire) >= self.sent
+    }
+
+    fn indices(&mut self, table: Table) -> &mut Indices {
+        let [inbound, outbound] = &mut self.indices;
+        match table {
+            Table::Inbound => inbound,
+            Table::Outbound => outbound,
+        }
+    }
+}
+
+/// Free indices of one table.
+#[derive(Debug, Default)]
+struct Indices {
+    next: u32,
+    free: Vec<u32>,
+}
+
+impl Indices {
+    fn take(&mut self) -> Option<u32> {
+        if let Some(index) = self.free.pop() {
+            return Some(index);
+        }
+        let index = self.next;
+        if index > Handle::MAX_INDEX {
+            return None;
+        }
+        self.next += 1;
+        Some(index)
+    }
+}
+
+/// What is known of an installed SA.
+#[derive(Debug)]
+struct Record {
+    config: Arc<SaShared>,
+    handle: Handle,
+}
+
+/// First sequence number and ceiling of new outbound SAs.
+type Reservations = HashMap<SaId, (u64, u64)>;
+
+#[derive(Debug)]
+struct PolicyRecord {
+    policy: Arc<Policy>,
+}
+
+/// What the XDP program has to do after policies changed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SteerChanges {
+    /// Prefixes that are protected from now on.
+    pub added: Vec<IpNet>,
+    /// Prefixes that no policy names any more.
+    pub removed: Vec<IpNet>,
+}
+
+/// All tables as the main thread sees them.
+pub struct Publisher {
+    workers: Vec<WorkerLink>,
+    outbox: Outbox,
+    ledger: Ledger,
+    sas: BTreeMap<SaId, Record>,
+    inbound_spis: HashMap<(IpsecProtocol, Spi), SaId>,
+    /// Outbound SAs by their keys: two with the same keys would use the same nonces.
+    outbound_keys: HashMap<[u8; 16], SaId>,
+    /// ESP SAs by the AH SA of their bundle.
+    bundled_by: HashMap<SaId, SaId>,
+    policies: BTreeMap<PolicyId, PolicyRecord>,
+    /// Policies by the SA that they name, installed or not.
+    users: BTreeSet<(SaId, PolicyId)>,
+    /// How many policies name a prefix.
+    prefixes: HashMap<IpNet, u32>,
+    relays: BTreeMap<RelayId, RelayEntry>,
+    relay_keys: HashMap<(IpsecProtocol, Spi, std::net::IpAddr), RelayId>,
+    /// Seconds at which time limits are reached.
+    deadlines: BinaryHeap<Reverse<(u64, SaId, bool)>>,
+    steer: SteerChanges,
+    events: Vec<Event>,
+    /// Reservations that could not be written and will be tried again.
+    unreserved: Vec<(SaId, u32, u64, u64)>,
+    snapshots: Vec<SaSnapshot>,
+    relay_counters: Vec<(RelayId, RelayCounters)>,
+    latency: Option<hdrhistogram::Histogram<u64>>,
+    wait: Box<dyn FnMut()>,
+}
+
+const fn table_of(direction: Direction) -> Table {
+    match direction {
+        Direction::Inbound => Table::Inbound,
+        Direction::Outbound => Table::Outbound,
+    }
+}
+
+impl Publisher {
+    /// Empty tables over running workers.
+    pub fn new(workers: Vec<WorkerLink>, outbox: Outbox, ledger: Ledger) -> Self {
+        Self {
+            workers,
+            outbox,
+            ledger,
+            sas: BTreeMap::new(),
+            inbound_spis: HashMap::new(),
+            outbound_keys: HashMap::new(),
+            bundled_by: HashMap::new(),
+            policies: BTreeMap::new(),
+            users: BTreeSet::new(),
+            prefixes: HashMap::new(),
+            relays: BTreeMap::new(),
+            relay_keys: HashMap::new(),
+            deadlines: BinaryHeap::new(),
+            steer: SteerChanges::default(),
+            events: Vec::new(),
+            unreserved: Vec::new(),
+            snapshots: Vec::new(),
+            relay_counters: Vec::new(),
+            latency: None,
+            wait: Box::new(std::thread::yield_now),
+        }
+    }
+
+    /// What to do while workers have not applied what was sent; where nobody else turns them, this must.
+    pub fn wait_with(&mut self, wait: Box<dyn FnMut()>) {
+        self.wait = wait;
+    }
+
+    /// Number of SAs, policies and entries.
+    pub fn counts(&self) -> (u64, u64, u64) {
+        (self.sas.len() as u64, self.policies.len() as u64, self.relays.len() as u64)
+    }
+
+    /// The workers.
+    pub fn workers(&self) -> &[WorkerLink] {
+        &self.workers
+    }
+
+    /// What changed for the XDP program since the last call.
+    pub fn steer_changes(&mut self) -> SteerChanges {
+        std::mem::take(&mut self.steer)
+    }
+
+    /// Events since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// Applies the operations in order, and returns when all workers use them. `now`: seconds since the start.
+    pub fn apply(&mut self, batches: &[Vec<Operation>], now: u32) -> Vec<Vec<Result<Done, Refusal>>> {
+        let reserved = self.reserve(batches).map_err(|error| Refusal::Storage(error.to_string()));
+        let results = batches
+            .iter()
+            .map(|operations| operations.iter().map(|operation| self.one(operation, &reserved, now)).collect())
+            .collect();
+        self.settle();
+        results
+    }
+
+    fn one(&mut self, operation: &Operation, reserved: &Result<Reservations, Refusal>, now: u32) -> Result<Done, Refusal> {
+        match operation {
+            Operation::InstallSa(config) => self.install_sa(config, reserved, now),
+            Operation::RemoveSa(id) => Ok(self.remove_sa(*id)),
+            Operation::InstallPolicy(policy) => self.install_policy(policy),
+            Operation::RemovePolicy(id) => Ok(self.remove_policy(*id)),
+            Operation::InstallRelay(entry) => self.install_relay(entry),
+            Operation::RemoveRelay(id) => Ok(self.remove_relay(*id)),
+        }
+    }
+
+    /// Reserves sequence numbers for all new outbound SAs with one write to stable storage (DESIGN decision 8).
+    ///
+    /// Gives the first number and the ceiling of each.
+    fn reserve(&mut self, batches: &[Vec<Operation>]) -> std::io::Result<Reservations> {
+        let mut raises = Vec::new();
+        let mut reservations = Reservations::new();
+        for operation in batches.iter().flatten() {
+            if let Operation::InstallSa(config) = operation
+                && config.direction == Direction::Outbound
+                && !self.sas.contains_key(&config.id)
+                && config.suite.validate(config.protocol).is_ok()
+            {
+                let print = fingerprint(&config.suite);
+                let first = self.ledger.ceiling(&print).unwrap_or(0).max(config.sequence);
+                let ceiling = first.saturating_add(RESERVE_BLOCK);
+                raises.push((print, ceiling));
+                reservations.insert(config.id, (first, ceiling));
+            }
+        }
+        if !raises.is_empty() {
+            self.ledger.raise(&raises)?;
+        }
+        Ok(reservations)
+    }
+
+    fn install_sa(
+        &mut self,
+        config: &SaConfig,
+        reserved: &Result<Reservations, Refusal>,
+        now: u32,
+    ) -> Result<Done, Refusal> {
+        if let Some(record) = self.sas.get(&config.id) {
+            let installed = record.config.generation;
+            return match config.generation.cmp(&installed) {
+                std::cmp::Ordering::Less => Err(Refusal::Stale(installed)),
+                std::cmp::Ordering::Equal => Ok(Done::Already),
+                std::cmp::Ordering::Greater => self.replace_sa(config),
+            };
+        }
+        let shared = SaShared::build(config)?;
+        let (direction, protocol, spi) = (shared.direction, shared.protocol, shared.spi.on_wire);
+        if direction == Direction::Inbound && self.inbound_spis.contains_key(&(protocol, spi)) {
+            return Err(Refusal::SpiTaken(spi));
+        }
+        let worker = self.worker_for(config)?;
+        let table = table_of(direction);
+        let mut numbers = (config.sequence, 0);
+        if direction == Direction::Outbound {
+            if self.outbound_keys.contains_key(&shared.fingerprint) {
+                let text = "suite: another outbound SA uses these keys; each SA needs keys of its own";
+                return Err(Refusal::Invalid(text.to_owned()));
+            }
+            let reserved = reserved.as_ref().map_err(Clone::clone)?;
+            numbers = *reserved.get(&config.id).ok_or(Refusal::Full)?;
+            self.outbound_keys.insert(shared.fingerprint, config.id);
+        }
+        let link = self.workers.get_mut(usize::from(worker)).ok_or(Refusal::Full)?;
+        let index = link.indices(table).take().ok_or(Refusal::Full)?;
+        let handle = Handle::new(worker, index).ok_or(Refusal::Full)?;
+        let shared = Arc::new(shared);
+        let command = match direction {
+            Direction::Inbound => {
+                Command::PutInbound(index, Inbound::new(Arc::clone(&shared), config.sequence, now))
+            }
+            Direction::Outbound => {
+                let (first, ceiling) = numbers;
+                Command::PutOutbound(index, Outbound::new(Arc::clone(&shared), first, ceiling, now))
+            }
+        };
+        link.push(command);
+        if direction == Direction::Inbound {
+            self.inbound_spis.insert((protocol, spi), config.id);
+        }
+        if let (Some(bundle), IpsecProtocol::Esp) = (shared.bundle, protocol) {
+            self.bundled_by.insert(bundle, config.id);
+        }
+        self.note_deadlines(&shared, now);
+        let pair = shared.pair;
+        self.sas.insert(config.id, Record { config: shared, handle });
+        self.link(config.id);
+        if let Some(pair) = pair {
+            self.link(pair);
+        }
+        if direction == Direction::Inbound {
+            // Only now does a packet find it: links stand and the SA is whole.
+            for link in &mut self.workers {
+                link.push(Command::Route(protocol, spi, Some(handle)));
+            }
+        }
+        self.point_users(config.id, Some(handle));
+        Ok(Done::Applied)
+    }
+
+    /// The worker for a new SA: as described, else with its bundle, else with its pair, else by a hash of both ids.
+    fn worker_for(&self, config: &SaConfig) -> Result<u8, Refusal> {
+        let bundle = match config.bundle {
+            Some(id) => {
+                let record = self.sas.get(&id).filter(|record| {
+                    record.config.protocol == IpsecProtocol::Ah && record.config.direction == config.direction
+                });
+                let missing = "bundle: install the AH SA of the same direction first".to_owned();
+                Some(record.ok_or(Refusal::Invalid(missing))?.handle.worker())
+            }
+            None => None,
+        };
+        let pair = config.pair.and_then(|id| self.sas.get(&id)).map(|record| record.handle.worker());
+        let explicit = match config.worker {
+            Some(worker) => {
+                let known = u8::try_from(worker).ok().filter(|worker| usize::from(*worker) < self.workers.len());
+                let count = self.workers.len();
+                Some(known.ok_or(Refusal::Invalid(format!("worker: there are {count}, numbered from 0")))?)
+            }
+            None => None,
+        };
+        let anchor = config.pair.map_or(config.id, |pair| pair.min(config.id));
+        let chosen = explicit.or(bundle).or(pair).unwrap_or_else(|| place(anchor.0, self.workers.len()));
+        if bundle.is_some_and(|worker| worker != chosen) || pair.is_some_and(|worker| worker != chosen) {
+            return Err(Refusal::Invalid("worker: an SA, its pair and its bundle share one worker".to_owned()));
+        }
+        Ok(chosen)
+    }
+
+    /// Tells the worker of an inbound or bundled SA where its linked SAs are.
+    fn link(&mut self, id: SaId) {
+        let Some(record) = self.sas.get(&id) else { return };
+        let config = &record.config;
+        let linked = |other: Option<SaId>| {
+            let other = self.sas.get(&other?)?;
+            (other.handle.worker() == record.handle.worker()).then(|| other.handle.index())
+        };
+        // A pair is one only if both name each other: otherwise one end would move the other's tunnel.
+        let mutual = config.pair.filter(|pair| {
+            self.sas.get(pair).is_some_and(|other| {
+                other.config.pair == Some(id) && other.config.direction != config.direction
+            })
+        });
+        let command = Command::Link {
+            table: table_of(config.direction),
+            index: record.handle.index(),
+            pair: linked(mutual).unwrap_or(NO_LINK),
+            bundle: linked(config.bundle).unwrap_or(NO_LINK),
+        };
+        let worker = record.handle.worker();
+        self.send(worker, command);
+    }
+
+    fn send(&mut self, worker: u8, command: Command) {
+        if let Some(link) = self.workers.get_mut(usize::from(worker)) {
+            link.push(command);
+        }
+    }
+
+    fn replace_sa(&mut self, config: &SaConfig) -> Result<Done, Refusal> {
+        let new = SaShared::build(config)?;
+        let record = self.sas.get_mut(&config.id).ok_or(Refusal::Full)?;
+        if let Some(field) = record.config.immutable_difference(&new) {
+            return Err(Refusal::Immutable(field.to_owned()));
+        }
+        if record.config.bundle != new.bundle {
+            return Err(Refusal::Immutable("bundle".to_owned()));
+        }
+        let old = &record.config;
+        let move_peer = old.remote != new.remote || old.encap != new.encap;
+        let new = Arc::new(new);
+        let command = Command::Reconfigure {
+            table: table_of(new.direction),
+            index: record.handle.index(),
+            config: Arc::clone(&new),
+            move_peer,
+        };
+        let worker = record.handle.worker();
+        record.config = new;
+        self.send(worker, command);
+        self.link(config.id);
+        if let Some(pair) = config.pair {
+            self.link(pair);
+        }
+        Ok(Done::Applied)
+    }
+
+    fn remove_sa(&mut self, id: SaId) -> Done {
+        let Some(Record { config, handle }) = self.sas.remove(&id) else { return Done::Already };
+        self.point_users(id, None);
+        if config.direction == Direction::Inbound {
+            let key = (config.protocol, config.spi.on_wire);
+            self.inbound_spis.remove(&key);
+            for link in &mut self.workers {
+                link.push(Command::Route(key.0, key.1, None));
+            }
+        }
+        if let Some(pair) = config.pair {
+            self.link(pair);
+        }
+        if let Some(esp) = self.bundled_by.remove(&id) {
+            self.link(esp);
+        }
+        if let Some(bundle) = config.bundle
+            && self.bundled_by.get(&bundle) == Some(&id)
+        {
+            self.bundled_by.remove(&bundle);
+        }
+        self.send(handle.worker(), Command::Take(table_of(config.direction), handle.index()));
+        if config.direction == Direction::Outbound {
+            self.outbound_keys.remove(&config.fingerprint);
+            if !config.static_keys {
+                // These keys never come back, so neither can their numbers. A failed write leaves a record too many.
+                let _ = self.ledger.forget(&[config.fingerprint]);
+            }
+        }
+        Done::Applied
+    }
+
+    /// Points the policies that name an SA to it, or to nothing.
+    fn point_users(&mut self, id: SaId, handle: Option<Handle>) {
+        let users: Vec<PolicyId> =
+            self.users.range((id, PolicyId(0))..=(id, PolicyId(u64::MAX))).map(|(_, policy)| *policy).collect();
+        for policy in users {
+            for link in &mut self.workers {
+                link.push(Command::SetPolicyHandle(policy, handle));
+            }
+        }
+    }
+
+    fn install_policy(&mut self, policy: &Policy) -> Result<Done, Refusal> {
+        if let Some(record) = self.policies.get(&policy.id) {
+            let installed = record.policy.generation;
+            match policy.generation.cmp(&installed) {
+                std::cmp::Ordering::Less => return Err(Refusal::Stale(installed)),
+                std::cmp::Ordering::Equal => return Ok(Done::Already),
+                std::cmp::Ordering::Greater => {}
+            }
+        }
+        for selector in &policy.selectors {
+            let families = selector.local.start.is_ipv4() == selector.remote.start.is_ipv4();
+            if !selector.local.is_valid() || !selector.remote.is_valid() || !families {
+                let text = "selectors: each range needs start <= end, and local and remote one family";
+                return Err(Refusal::Invalid(text.to_owned()));
+            }
+        }
+        let handle = match policy.action {
+            Action::Protect(Some(sa)) => {
+                let record = self.sas.get(&sa);
+                if record.is_some_and(|record| record.config.direction == Direction::Inbound) {
+                    return Err(Refusal::Invalid("action: an inbound SA cannot protect outbound packets".to_owned()));
+                }
+                record.map(|record| record.handle)
+            }
+            _ => None,
+        };
+        let policy = Arc::new(policy.clone());
+        if let Some(old) = self.policies.insert(policy.id, PolicyRecord { policy: Arc::clone(&policy) }) {
+            self.forget_policy(&old.policy);
+        }
+        if let Action::Protect(Some(sa)) = policy.action {
+            self.users.insert((sa, policy.id));
+        }
+        if !matches!(policy.action, Action::Bypass) {
+            for prefix in spd::prefixes(&policy) {
+                let count = self.prefixes.entry(prefix).or_insert(0);
+                *count += 1;
+                if *count == 1 {
+                    self.steer.removed.retain(|removed| *removed != prefix);
+                    self.steer.added.push(prefix);
+                }
+            }
+        }
+        for link in &mut self.workers {
+            link.push(Command::PutPolicy(Arc::clone(&policy), handle));
+        }
+        Ok(Done::Applied)
+    }
+
+    fn forget_policy(&mut self, policy: &Policy) {
+        if let Action::Protect(Some(sa)) = policy.action {
+            self.users.remove(&(sa, policy.id));
+        }
+        if !matches!(policy.action, Action::Bypass) {
+            for prefix in spd::prefixes(policy) {
+                if let Some(count) = self.prefixes.get_mut(&prefix) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.prefixes.remove(&prefix);
+                        self.steer.added.retain(|added| *added != prefix);
+                        self.steer.removed.push(prefix);
+                    }
+                }
+            }
+        }
+    }
+
+    fn remove_policy(&mut self, id: PolicyId) -> Done {
+        let Some(record) = self.policies.remove(&id) else { return Done::Already };
+        self.forget_policy(&record.policy);
+        for link in &mut self.workers {
+            link.push(Command::RemovePolicy(id));
+        }
+        Done::Applied
+    }
+
+    fn install_relay(&mut self, entry: &RelayEntry) -> Result<Done, Refusal> {
+        entry.validate()?;
+        if let Some(installed) = self.relays.get(&entry.id) {
+            match entry.generation.cmp(&installed.generation) {
+                std::cmp::Ordering::Less => return Err(Refusal::Stale(installed.generation)),
+                std::cmp::Ordering::Equal => return Ok(Done::Already),
+                std::cmp::Ordering::Greater => {}
+            }
+        }
+        let keys = relay_keys(entry);
+        for key in &keys {
+            if self.relay_keys.get(key).is_some_and(|owner| *owner != entry.id) {
+                return Err(Refusal::SpiTaken(key.1));
+            }
+        }
+        self.forget_relay_keys(entry.id);
+        self.relay_keys.extend(keys.into_iter().map(|key| (key, entry.id)));
+        self.relays.insert(entry.id, *entry);
+        for link in &mut self.workers {
+            link.push(Command::PutRelay(*entry));
+        }
+        Ok(Done::Applied)
+    }
+
+    fn forget_relay_keys(&mut self, id: RelayId) {
+        if let Some(old) = self.relays.get(&id) {
+            for key in relay_keys(old) {
+                self.relay_keys.remove(&key);
+            }
+        }
+    }
+
+    fn remove_relay(&mut self, id: RelayId) -> Done {
+        self.forget_relay_keys(id);
+        if self.relays.remove(&id).is_none() {
+            return Done::Already;
+        }
+        for link in &mut self.workers {
+            link.push(Command::RemoveRelay(id));
+        }
+        Done::Applied
+    }
+
+    /// Gives workers other routes and neighbours.
+    pub fn set_fib(&mut self, fib: &Arc<Fib>) {
+        for link in &mut self.workers {
+            link.push(Command::Fib(Arc::clone(fib)));
+            link.flush();
+        }
+    }
+
+    fn note_deadlines(&mut self, config: &SaShared, now: u32) {
+        if let Some(lifetime) = &config.lifetime {
+            for (limit, hard) in [(lifetime.soft.seconds, false), (lifetime.hard.seconds, true)] {
+                if let Some(seconds) = limit {
+                    self.deadlines.push(Reverse((u64::from(now).saturating_add(seconds), config.id, hard)));
+                }
+            }
+        }
+    }
+
+    /// What is due by the clock: time limits (DP-4) and reservations that failed before. `now`: seconds since start.
+    pub fn tick(&mut self, now: u32) {
+        while let Some(Reverse((due, id, hard))) = self.deadlines.peek().copied() {
+            if due > u64::from(now) {
+                break;
+            }
+            self.deadlines.pop();
+            let Some(record) = self.sas.get(&id) else { continue };
+            let (table, handle) = (table_of(record.config.direction), record.handle);
+            if hard {
+                self.send(handle.worker(), Command::Stop(table, handle.index(), id));
+                self.events.push(Event::HardLimit { sa: id, kind: LimitKind::Seconds });
+            } else {
+                self.events.push(Event::SoftLimit { sa: id, kind: LimitKind::Seconds });
+            }
+        }
+        self.grant();
+        self.flush();
+    }
+
+    /// Seconds since start at which [`Self::tick`] has something to do.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.deadlines.peek().map(|Reverse((due, ..))| *due)
+    }
+
+    fn flush(&mut self) {
+        for link in &mut self.workers {
+            link.flush();
+        }
+    }
+
+    /// Sends what is pending and waits until every worker has applied it.
+    fn settle(&mut self) {
+        self.flush();
+        while !self.workers.iter().all(WorkerLink::is_idle) {
+            self.collect();
+            (self.wait)();
+        }
+        self.collect();
+    }
+
+    /// Takes back what workers returned: frees indices, wipes keys, notes events, and writes the reservations asked for.
+    pub fn collect(&mut self) {
+        let queue = Arc::clone(&self.outbox.queue);
+        while let Some((worker, returned)) = queue.pop() {
+            match returned {
+                Returned::Inbound(index, _) => self.free(worker, Table::Inbound, index),
+                Returned::Outbound(index, _) => self.free(worker, Table::Outbound, index),
+                Returned::Config(_) | Returned::Fib(_) | Returned::Relay(_) | Returned::Commands(_) => {}
+                Returned::Sas(mut snapshots) => self.snapshots.append(&mut snapshots),
+                Returned::Relays(counters) => self.relay_counters.extend(counters),
+                Returned::Latency(histogram) => match &mut self.latency {
+                    Some(sum) => drop(sum.add(&*histogram)),
+                    None => self.latency = Some(*histogram),
+                },
+                Returned::Event(event) => self.events.push(event),
+                Returned::Reserve { index, id, last, ceiling } => self.unreserved.push((id, index, last, ceiling)),
+            }
+        }
+        self.grant();
+    }
+
+    /// Writes higher ceilings and tells the workers. What cannot be written is tried again with the next tick.
+    fn grant(&mut self) {
+        if self.unreserved.is_empty() {
+            return;
+        }
+        let mut raises = Vec::new();
+        let mut grants = Vec::new();
+        for (id, index, last, ceiling) in &self.unreserved {
+            if let Some(record) = self.sas.get(id) {
+                let raised = ceiling.max(last).saturating_add(RESERVE_BLOCK);
+                raises.push((record.config.fingerprint, raised));
+                grants.push((record.handle.worker(), Command::Raise { index: *index, id: *id, ceiling: raised }));
+            }
+        }
+        match self.ledger.raise(&raises) {
+            Ok(()) => {
+                self.unreserved.clear();
+                for (worker, command) in grants {
+                    self.send(worker, command);
+                }
+                self.flush();
+            }
+            Err(error) => {
+                tracing::error!(%error, sas = raises.len(), "cannot reserve sequence numbers; trying again");
+            }
+        }
+    }
+
+    fn free(&mut self, worker: u8, table: Table, index: u32) {
+        if let Some(link) = self.workers.get_mut(usize::from(worker)) {
+            link.indices(table).free.push(index);
+        }
+    }
+
+    /// One page of the inventory.
+    pub fn page(&mut self, after: Option<Cursor>) -> Page {
+        let mut page = Page::default();
+        match after {
+            None => self.sa_page(None, &mut page),
+            Some(Cursor::Sa(id)) => self.sa_page(Some(id), &mut page),
+            Some(Cursor::Policy(id)) => self.policy_page(id, &mut page),
+            Some(Cursor::Relay(id)) => self.relay_page(id, &mut page),
+        }
+        page
+    }
+
+    fn sa_page(&mut self, after: Option<SaId>, page: &mut Page) {
+        use std::ops::Bound;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ids: Vec<SaId> = self.sas.range((start, Bound::Unbounded)).take(PAGE).map(|(id, _)| *id).collect();
+        page.next = match ids.last() {
+            Some(last) if ids.len() == PAGE => Some(Cursor::Sa(*last)),
+            _ => Some(Cursor::Policy(None)),
+        };
+        page.sas = self.reports(&ids);
+    }
+
+    /// One SA with its counters.
+    pub fn sa(&mut self, id: SaId) -> Option<SaReport> {
+        self.reports(&[id]).pop()
+    }
+
+    fn reports(&mut self, ids: &[SaId]) -> Vec<SaReport> {
+        let mut wanted: BTreeMap<u8, Vec<(Table, u32)>> = BTreeMap::new();
+        for id in ids {
+            if let Some(record) = self.sas.get(id) {
+                let place = (table_of(record.config.direction), record.handle.index());
+                wanted.entry(record.handle.worker()).or_default().push(place);
+            }
+        }
+        self.snapshots.clear();
+        for (worker, places) in wanted {
+            self.send(worker, Command::ReportSas(places));
+        }
+        self.settle();
+        let found: HashMap<SaId, SaSnapshot> =
+            std::mem::take(&mut self.snapshots).into_iter().map(|snapshot| (snapshot.config.id, snapshot)).collect();
+        let describe = |id: &SaId| {
+            let record = self.sas.get(id)?;
+            Some(report(&record.config, record.handle.worker(), found.get(id)?))
+        };
+        ids.iter().filter_map(describe).collect()
+    }
+
+    fn policy_page(&self, after: Option<PolicyId>, page: &mut Page) {
+        use std::ops::Bound;
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let records = self.policies.range((start, Bound::Unbounded)).take(PAGE);
+        page.policies = records.map(|(_, record)| (*record.policy).clone()).collect();
+        page.next = match page.policies.last() {
+            Some(last) if page.policies.len() == PAGE => Some(Cursor::Policy(Some(last.id))),
+            _ => Some(Cursor::Relay(None)),
+        };
+    }
+
+    fn relay_page(&mut self, after: Option<RelayId>, page: &mut Page) {
+        use std::ops::Bound;
+        self.relay_counters.clear();
+        for link in &mut self.workers {
+            link.push(Command::ReportRelays);
+        }
+        self.settle();
+        let mut sums: HashMap<RelayId, RelayCounters> = HashMap::new();
+        for (id, counters) in std::mem::take(&mut self.relay_counters) {
+            let sum = sums.entry(id).or_default();
+            sum.to_gateway_packets += counters.to_gateway_packets;
+            sum.to_gateway_bytes += counters.to_gateway_bytes;
+            sum.to_client_packets += counters.to_client_packets;
+            sum.to_client_bytes += counters.to_client_bytes;
+            sum.wrong_peer += counters.wrong_peer;
+        }
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let entries = self.relays.range((start, Bound::Unbounded)).take(PAGE);
+        page.relays = entries
+            .map(|(id, entry)| RelayReport { entry: *entry, counters: sums.remove(id).unwrap_or_default() })
+            .collect();
+        page.next = match page.relays.last() {
+            Some(last) if page.relays.len() == PAGE => Some(Cursor::Relay(Some(last.entry.id))),
+            _ => None,
+        };
+    }
+
+    /// Sum of all workers' latency histograms.
+    pub fn latency(&mut self) -> Option<hdrhistogram::Histogram<u64>> {
+        self.latency = None;
+        for link in &mut self.workers {
+            link.push(Command::ReportLatency);
+        }
+        self.settle();
+        self.latency.take()
+    }
+}
+
+fn relay_keys(entry: &RelayEntry) -> Vec<(IpsecProtocol, Spi, std::net::IpAddr)> {
+    [&entry.client, &entry.gateway].into_iter().filter_map(crate::relay::key).collect()
+}
+
+fn report(config: &SaShared, worker: u8, snapshot: &SaSnapshot) -> SaReport {
+    let (local, remote) = config.translations();
+    let (peer, port) = snapshot.peer;
+    let drops: Vec<(DropReason, u64)> = snapshot.drops.clone();
+    SaReport {
+        id: config.id,
+        generation: config.generation,
+        direction: config.direction,
+        protocol: config.protocol,
+        mode: config.mode,
+        spi: config.spi,
+        local,
+        remote: Translation {
+            on_wire: peer,
+            authenticated: if remote.is_translated() { remote.authenticated } else { peer },
+        },
+        encap: config.encap.map(|encap| postern_contract::sa::UdpEncap { remote_port: port, ..encap }),
+        worker: u16::from(worker),
+        stopped: snapshot.stopped,
+        key_check: config.key_check,
+        counters: SaCounters {
+            packets: snapshot.packets,
+            bytes: snapshot.bytes,
+            sequence: snapshot.sequence,
+            drops,
+            idle_seconds: snapshot.idle_seconds,
+        },
+    }
+}

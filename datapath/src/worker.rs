@@ -1,0 +1,462 @@
+//! One pinned worker: quiesce → receive → parse → inbound | outbound | relay → transmit, run to completion (DP-2).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+use crossbeam::queue::ArrayQueue;
+use hdrhistogram::Histogram;
+use postern_contract::counters::DropReason;
+use postern_contract::settings::Idle;
+use postern_wire::steer::{Class, Classified, Link, classify};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::command::{Command, Returned, SaSnapshot, Table};
+use crate::core::{Core, ICMP_PER_SECOND};
+use crate::egress;
+use crate::fib::PortIndex;
+use crate::frame::{BATCH, Frame};
+use crate::handoff::Parcel;
+use crate::inbound::{self, Arrival, InboundBatch};
+use crate::outbound::{self, Came, Cleartext, OutboundBatch};
+use crate::port::{LinkKind, Port};
+use crate::sad::lookup::Handle;
+
+/// Returned objects that wait for the main thread: more than the commands that can be under way and the events of a
+/// busy second.
+pub const OUTBOX: usize = 1 << 16;
+/// Batches of commands that wait for a worker.
+pub const COMMANDS: usize = 256;
+/// Batches of commands that a worker applies in one turn, so that installing a million SAs does not stop traffic.
+const COMMANDS_PER_TURN: usize = 4;
+/// Turns without work after which a worker sleeps.
+const SPINS: u32 = 256;
+/// One turn in this many is timed.
+const SAMPLE: u64 = 32;
+/// The longest sleep, after which the clock is looked at.
+const NAP: Duration = Duration::from_millis(500);
+
+/// The one clock of the process; nanoseconds since the start.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    /// Starts counting.
+    pub fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Time since the start.
+    pub fn now(self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// What turns need besides the tables.
+pub struct Worker {
+    /// Tables, frames and counters.
+    pub core: Core,
+    ports: Box<[Option<Box<dyn Port>>]>,
+    /// By port: the worker that has a queue of it.
+    server_of: Box<[u8]>,
+    commands: Arc<ArrayQueue<Vec<Command>>>,
+    inbound: InboundBatch,
+    outbound: OutboundBatch,
+    latency: Histogram<u64>,
+    turns: u64,
+}
+
+impl Worker {
+    /// A worker over its queues of the ports (`None` where it has none).
+    pub fn new(
+        core: Core,
+        ports: Vec<Option<Box<dyn Port>>>,
+        server_of: Vec<u8>,
+        commands: Arc<ArrayQueue<Vec<Command>>>,
+    ) -> Result<Self, hdrhistogram::CreationError> {
+        Ok(Self {
+            core,
+            ports: ports.into(),
+            server_of: server_of.into(),
+            commands,
+            inbound: InboundBatch::default(),
+            outbound: OutboundBatch::default(),
+            // Two significant digits up to a minute; larger values are saturated.
+            latency: Histogram::new_with_bounds(1, 60_000_000_000, 2)?,
+            turns: 0,
+        })
+    }
+
+    /// The whole walk, once. `now` is the time since the start of the datapath. Says whether there was work.
+    pub fn turn(&mut self, now: Duration) -> bool {
+        self.tick(now);
+        let mut busy = self.quiesce();
+        busy |= self.open_parcels();
+        for index in 0..self.ports.len() {
+            let mut frames = ArrayVec::new();
+            self.receive(index, &mut frames);
+            if frames.is_empty() {
+                continue;
+            }
+            busy = true;
+            self.parse(index, frames);
+            self.walk();
+        }
+        egress::flush(&mut self.core, &mut self.ports, &self.server_of);
+        let Core { arena, pool, .. } = &mut self.core;
+        for port in self.ports.iter_mut().flatten() {
+            port.flush(arena, pool);
+        }
+        if busy {
+            self.core.cells.busy_turns.add(1);
+        }
+        busy
+    }
+
+    /// Turns until `stop`, sleeping when there is nothing to do, and gives all frames back to the pool.
+    pub fn run(&mut self, clock: Clock, idle: Idle, stop: &AtomicBool) {
+        let mut quiet = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let start = clock.now();
+            if self.turn(start) {
+                quiet = 0;
+                self.turns += 1;
+                if self.turns % SAMPLE == 0 {
+                    let spent = clock.now().saturating_sub(start).as_nanos();
+                    self.latency.saturating_record(u64::try_from(spent).unwrap_or(u64::MAX));
+                }
+                continue;
+            }
+            quiet += 1;
+            if quiet >= SPINS && idle == Idle::Poll {
+                self.sleep(stop);
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        let Core { arena, pool, .. } = &mut self.core;
+        for port in self.ports.iter_mut().flatten() {
+            port.drain(arena, pool);
+        }
+    }
+
+    fn sleep(&self, stop: &AtomicBool) {
+        let Some(inbox) = self.core.inboxes.get(usize::from(self.core.id)) else { return };
+        let bell = inbox.bell();
+        bell.lie_down();
+        if self.commands.is_empty() && inbox.is_empty() && !stop.load(Ordering::Relaxed) {
+            let mut fds = ArrayVec::<PollFd<'_>, 64>::new();
+            fds.push(PollFd::new(bell.as_ref(), PollFlags::IN));
+            let ports = self.ports.iter().flatten().filter_map(|port| port.wait_fd());
+            fds.extend(ports.take(fds.remaining_capacity()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(NAP.subsec_nanos()) };
+            // An error is a signal or nothing that sleeping longer would mend; the next turn looks at everything.
+            let _ = poll(&mut fds, Some(&timeout));
+        }
+        bell.get_up();
+    }
+
+    /// Once a second: what is counted by the second.
+    fn tick(&mut self, now: Duration) {
+        // Second 0 means "never" in the tables.
+        let second = u32::try_from(now.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+        if second != self.core.now {
+            self.core.now = second;
+            self.core.icmp_tokens = ICMP_PER_SECOND;
+            self.core.cells.free_frames.set(self.core.pool.available() as u64);
+        }
+    }
+
+    /// Applies commands: between turns no stage holds anything of the tables.
+    fn quiesce(&mut self) -> bool {
+        let mut busy = false;
+        for _ in 0..COMMANDS_PER_TURN {
+            let Some(mut batch) = self.commands.pop() else { break };
+            busy = true;
+            for command in batch.drain(..) {
+                apply(&mut self.core, &self.latency, command);
+            }
+            // The emptied vector goes back as well: nothing is freed here.
+            self.core.send(Returned::Commands(batch));
+            self.core.cells.commands.fetch_add(1, Ordering::Release);
+        }
+        if busy {
+            self.core.cells.inbound.set(self.core.inbound.len() as u64);
+            self.core.cells.outbound.set(self.core.outbound.len() as u64);
+        }
+        busy
+    }
+
+    /// Takes what other workers left here.
+    fn open_parcels(&mut self) -> bool {
+        let mut opened = false;
+        while self.inbound.remaining() > 0 && self.outbound.remaining() > 0 {
+            let inboxes = Arc::clone(&self.core.inboxes);
+            let parcel = inboxes.get(usize::from(self.core.id)).and_then(crate::handoff::Inbox::pop);
+            let Some(parcel) = parcel else { break };
+            opened = true;
+            match parcel {
+                Parcel::Inbound { mut frame, port } => {
+                    let classified = classify(&self.core.arena.bytes(&frame), Link::Ip);
+                    let arrival = trim(&mut self.core, &mut frame, &classified)
+                        .and_then(|()| Arrival::new(port, &classified));
+                    match arrival {
+                        Some(arrival) => {
+                            if let Err(frame) = self.inbound.push(frame, arrival) {
+                                self.core.discard(frame, port, DropReason::HandoffFull);
+                            }
+                        }
+                        None => self.core.discard(frame, port, DropReason::Malformed),
+                    }
+                }
+                Parcel::Outbound { frame, port, came } => {
+                    if let Err(frame) = self.outbound.push(frame, Cleartext { port, came }) {
+                        self.core.discard(frame, port, DropReason::HandoffFull);
+                    }
+                }
+                Parcel::Transmit { frame, port } => egress::enqueue(&mut self.core, frame, port, port),
+            }
+        }
+        self.walk();
+        opened
+    }
+
+    fn receive(&mut self, index: usize, frames: &mut ArrayVec<Frame, BATCH>) {
+        let Some(Some(port)) = self.ports.get_mut(index) else { return };
+        let Core { arena, pool, cells, .. } = &mut self.core;
+        port.receive(arena, pool, frames);
+        if let Some(cells) = cells.ports.get(index)
+            && !frames.is_empty()
+        {
+            cells.received.add(frames.len() as u64);
+            cells.received_bytes.add(frames.iter().map(|frame| frame.len() as u64).sum());
+        }
+    }
+
+    /// Sorts the frames of one port into the batches, by the parser that the XDP program runs as well (DP-1).
+    fn parse(&mut self, index: usize, frames: ArrayVec<Frame, BATCH>) {
+        let port = PortIndex(u16::try_from(index).unwrap_or(u16::MAX));
+        let ports = Arc::clone(&self.core.ports);
+        let Some(info) = ports.get(index) else { return };
+        let link = match info.link {
+            LinkKind::Ethernet => Link::Ethernet,
+            LinkKind::Ip => Link::Ip,
+        };
+        for mut frame in frames {
+            let classified = classify(&self.core.arena.bytes(&frame), link);
+            let refused = match classified.class {
+                Class::Esp | Class::EspInUdp | Class::Ah if info.role.is_outside() => {
+                    match trim(&mut self.core, &mut frame, &classified)
+                        .and_then(|()| Arrival::new(port, &classified))
+                    {
+                        Some(arrival) => match self.inbound.push(frame, arrival) {
+                            Ok(()) => continue,
+                            Err(returned) => {
+                                frame = returned;
+                                DropReason::NoFrame
+                            }
+                        },
+                        None => DropReason::Malformed,
+                    }
+                }
+                Class::NattKeepalive if info.role.is_outside() => DropReason::NattKeepalive,
+                Class::IpsecFragment if info.role.is_outside() => DropReason::Fragment,
+                Class::Malformed => DropReason::Malformed,
+                Class::TooManyExtensionHeaders => DropReason::TooManyExtensionHeaders,
+                Class::NotIp => DropReason::NotForUs,
+                _ if info.role.is_inside() => {
+                    let came = if info.host { Came::Host } else { Came::Forwarded };
+                    match frame.shrink_front(usize::from(classified.network)) {
+                        Some(()) => match self.outbound.push(frame, Cleartext { port, came }) {
+                            Ok(()) => continue,
+                            Err(returned) => {
+                                frame = returned;
+                                DropReason::NoFrame
+                            }
+                        },
+                        None => DropReason::Malformed,
+                    }
+                }
+                _ => DropReason::NotForUs,
+            };
+            self.core.discard(frame, port, refused);
+        }
+    }
+
+    /// All stages over what the batches hold.
+    fn walk(&mut self) {
+        if !self.inbound.is_empty() {
+            inbound::run(&mut self.core, &mut self.inbound);
+        }
+        if !self.core.own.is_empty() {
+            let mut own = std::mem::take(&mut self.core.own);
+            outbound::run(&mut self.core, &mut own);
+            self.core.own = own;
+        }
+        if !self.outbound.is_empty() {
+            outbound::run(&mut self.core, &mut self.outbound);
+        }
+    }
+}
+
+/// Cuts an IPsec packet's frame to the IP packet: no link header in front, no Ethernet padding behind.
+fn trim(core: &mut Core, frame: &mut Frame, classified: &Classified) -> Option<()> {
+    frame.shrink_front(usize::from(classified.network))?;
+    let len = crate::header::total_len(core.arena.bytes(frame))?;
+    if len > frame.len() {
+        return None;
+    }
+    frame.truncate(len);
+    Some(())
+}
+
+/// One command.
+fn apply(core: &mut Core, latency: &Histogram<u64>, command: Command) {
+    match command {
+        Command::PutInbound(index, sa) => {
+            core.sa_drops.forget(Table::Inbound, index);
+            if let Some(old) = core.inbound.put(index, sa) {
+                core.send(Returned::Inbound(index, Box::new(old)));
+            }
+        }
+        Command::PutOutbound(index, sa) => {
+            core.sa_drops.forget(Table::Outbound, index);
+            if let Some(old) = core.outbound.put(index, sa) {
+                core.send(Returned::Outbound(index, Box::new(old)));
+            }
+        }
+        Command::Reconfigure { table, index, config, move_peer } => {
+            reconfigure(core, table, index, config, move_peer);
+        }
+        Command::Take(Table::Inbound, index) => {
+            if let Some(sa) = core.inbound.take(index) {
+                core.send(Returned::Inbound(index, Box::new(sa)));
+            }
+        }
+        Command::Take(Table::Outbound, index) => {
+            if let Some(sa) = core.outbound.take(index) {
+                core.send(Returned::Outbound(index, Box::new(sa)));
+            }
+        }
+        Command::Link { table: Table::Inbound, index, pair, bundle } => {
+            if let Some(sa) = core.inbound.get_mut(index) {
+                (sa.pair, sa.bundle) = (pair, bundle);
+            }
+        }
+        Command::Link { table: Table::Outbound, index, pair: _, bundle } => {
+            if let Some(sa) = core.outbound.get_mut(index) {
+                sa.bundle = bundle;
+            }
+        }
+        Command::Route(protocol, spi, Some(handle)) => core.spis.insert(protocol, spi, handle),
+        Command::Route(protocol, spi, None) => core.spis.remove(protocol, spi),
+        Command::Raise { index, id, ceiling } => {
+            if let Some(sa) = core.outbound.get_mut(index).filter(|sa| sa.config.id == id) {
+                sa.sequence.raise(ceiling);
+                sa.reserving = false;
+            }
+        }
+        Command::Stop(Table::Inbound, index, id) => {
+            if let Some(sa) = core.inbound.get_mut(index).filter(|sa| sa.config.id == id) {
+                sa.stopped = true;
+            }
+        }
+        Command::Stop(Table::Outbound, index, id) => {
+            if let Some(sa) = core.outbound.get_mut(index).filter(|sa| sa.config.id == id) {
+                sa.stopped = true;
+            }
+        }
+        Command::PutPolicy(policy, handle) => core.spd.insert(&policy, handle),
+        Command::SetPolicyHandle(policy, handle) => {
+            core.spd.set_handle(policy, handle);
+        }
+        Command::RemovePolicy(policy) => {
+            core.spd.remove(policy);
+        }
+        Command::PutRelay(entry) => {
+            if let Some(old) = core.relays.put(entry) {
+                core.send(Returned::Relay(old));
+            }
+        }
+        Command::RemoveRelay(id) => {
+            if let Some(old) = core.relays.remove(id) {
+                core.send(Returned::Relay(old));
+            }
+        }
+        Command::Fib(fib) => {
+            let old = std::mem::replace(&mut core.fib, fib);
+            core.send(Returned::Fib(old));
+        }
+        Command::ReportSas(places) => report(core, &places),
+        Command::ReportRelays => core.send(Returned::Relays(core.relays.counters())),
+        Command::ReportLatency => core.send(Returned::Latency(Box::new(latency.clone()))),
+    }
+}
+
+fn reconfigure(
+    core: &mut Core,
+    table: Table,
+    index: u32,
+    config: Arc<crate::sad::config::SaShared>,
+    move_peer: bool,
+) {
+    let port = config.encap.map_or(0, |encap| encap.remote_port);
+    let lifetime = config.lifetime.as_deref().copied().unwrap_or_default();
+    let remote = config.remote;
+    let (slot, peer, peer_port, state) = match table {
+        Table::Inbound => match core.inbound.get_mut(index) {
+            Some(sa) => (&mut sa.config, &mut sa.peer, &mut sa.peer_port, &mut sa.lifetime),
+            None => return,
+        },
+        Table::Outbound => match core.outbound.get_mut(index) {
+            Some(sa) => (&mut sa.config, &mut sa.peer, &mut sa.peer_port, &mut sa.lifetime),
+            None => return,
+        },
+    };
+    let old = std::mem::replace(slot, config);
+    if move_peer {
+        *peer = remote;
+        *peer_port = port;
+    }
+    if old.lifetime.as_deref().copied().unwrap_or_default() != lifetime {
+        state.replace(&lifetime);
+    }
+    core.send(Returned::Config(old));
+}
+
+/// Reports SAs; those that are gone by now are left out.
+fn report(core: &Core, places: &[(Table, u32)]) {
+    let idle = |last: u32| (last > 0).then(|| u64::from(core.now.saturating_sub(last)));
+    let snapshot = |(table, index): &(Table, u32)| match table {
+        Table::Inbound => core.inbound.get(*index).map(|sa| SaSnapshot {
+            config: Arc::clone(&sa.config),
+            packets: sa.traffic.packets,
+            bytes: sa.traffic.bytes,
+            sequence: sa.window.top(),
+            peer: (sa.peer, sa.peer_port),
+            idle_seconds: idle(sa.last_used),
+            stopped: sa.stopped,
+            drops: core.sa_drops.of(*table, *index),
+        }),
+        Table::Outbound => core.outbound.get(*index).map(|sa| SaSnapshot {
+            config: Arc::clone(&sa.config),
+            packets: sa.traffic.packets,
+            bytes: sa.traffic.bytes,
+            sequence: sa.sequence.last(),
+            peer: (sa.peer, sa.peer_port),
+            idle_seconds: idle(sa.last_used),
+            stopped: sa.stopped,
+            drops: core.sa_drops.of(*table, *index),
+        }),
+    };
+    core.send(Returned::Sas(places.iter().filter_map(snapshot).collect()));
+}
+
+/// Which worker a new SA goes to when nothing ties it to one: by its pair, so that both directions meet.
+pub fn place(anchor: u64, workers: usize) -> u8 {
+    // A multiplication spreads ids that differ in their low bits only (Fibonacci hashing).
+    let hash = anchor.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let worker = usize::try_from(hash).unwrap_or_default() % workers.clamp(1, Handle::MAX_WORKERS);
+    u8::try_from(worker).unwrap_or_default()
+}
