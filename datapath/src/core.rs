@@ -117,7 +117,14 @@ impl Core {
     }
 
     /// The same, and on the SA.
-    pub fn discard_of_sa(&mut self, frame: Frame, port: PortIndex, reason: DropReason, table: Table, index: u32) {
+    pub fn discard_of_sa(
+        &mut self,
+        frame: Frame,
+        port: PortIndex,
+        reason: DropReason,
+        table: Table,
+        index: u32,
+    ) {
         self.sa_drops.add(table, index, reason);
         self.discard(frame, port, reason);
     }

@@ -35,7 +35,9 @@ impl Egress {
 /// Sends a packet that begins with its IP header along `route`. `from` is the port where it came in.
 pub fn send(core: &mut Core, mut frame: Frame, from: PortIndex, route: Route) {
     let (port, next_hop, mtu, source, neighbour) = match route {
-        Route::Via { port, next_hop, mtu, source_mac, neighbour } => (port, next_hop, mtu, source_mac, neighbour),
+        Route::Via { port, next_hop, mtu, source_mac, neighbour } => {
+            (port, next_hop, mtu, source_mac, neighbour)
+        }
         Route::Local | Route::Kernel { .. } => match core.host_port {
             Some(port) => return enqueue(core, frame, from, port),
             None => return core.discard(frame, from, DropReason::NoRoute),
@@ -55,7 +57,8 @@ pub fn send(core: &mut Core, mut frame: Frame, from: PortIndex, route: Route) {
         let version = core.arena.bytes(&frame).first().map_or(0, |byte| byte >> 4);
         let ethertype = if version == 6 { EtherType::IPV6 } else { EtherType::IPV4 };
         let header = ether::Header { destination, source, ethertype };
-        let written = frame.grow_front(ether::LEN).and_then(|()| header.emit(core.arena.bytes_mut(&mut frame)));
+        let written =
+            frame.grow_front(ether::LEN).and_then(|()| header.emit(core.arena.bytes_mut(&mut frame)));
         if written.is_none() {
             return core.discard(frame, from, DropReason::Malformed);
         }

@@ -12,7 +12,7 @@ use crate::egress;
 use crate::fib::{PortIndex, Route};
 use crate::frame::Frame;
 use crate::header;
-use crate::outbound::{Cleartext, Came};
+use crate::outbound::{Came, Cleartext};
 
 /// How an ICMP error gets back to the packet's sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +116,13 @@ pub fn split(core: &mut Core, frame: &mut Frame, header_len: usize, mtu: usize) 
     Some(first)
 }
 
-fn split_into(core: &Core, frame: &mut Frame, first: &mut Frame, header_len: usize, payload: usize) -> Option<()> {
+fn split_into(
+    core: &Core,
+    frame: &mut Frame,
+    first: &mut Frame,
+    header_len: usize,
+    payload: usize,
+) -> Option<()> {
     let arena = &core.arena;
     first.grow_back(header_len + payload)?;
     let (offset, more) = {
@@ -198,7 +204,8 @@ pub fn complain(core: &mut Core, frame: &Frame, from: PortIndex, origin: Origin,
 /// what came through a tunnel one on the inside, as the policies let nothing else back through it.
 fn sender_address(core: &Core, frame: &Frame, from: PortIndex, origin: Origin, v6: bool) -> Option<IpAddr> {
     let all = || (0..core.ports.len()).filter_map(|index| u16::try_from(index).ok()).map(PortIndex);
-    let inside = |port: &PortIndex| core.ports.get(usize::from(port.0)).is_some_and(|info| info.role.is_inside());
+    let inside =
+        |port: &PortIndex| core.ports.get(usize::from(port.0)).is_some_and(|info| info.role.is_inside());
     let first = match origin {
         Origin::Inside => core.fib.address_of(from, v6),
         Origin::Tunnel => all().filter(inside).find_map(|port| core.fib.address_of(port, v6)),

@@ -46,7 +46,9 @@ impl Parcel {
     /// The frame alone, to give it back.
     pub fn into_frame(self) -> Frame {
         match self {
-            Self::Inbound { frame, .. } | Self::Outbound { frame, .. } | Self::Transmit { frame, .. } => frame,
+            Self::Inbound { frame, .. } | Self::Outbound { frame, .. } | Self::Transmit { frame, .. } => {
+                frame
+            }
         }
     }
 }

@@ -151,7 +151,9 @@ pub fn renew_upper_checksum(packet: &mut [u8], header_len: usize) {
     put(segment, at, [0, 0]);
     let Ok(len) = u16::try_from(segment.len()) else { return };
     let pseudo = match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => checksum::pseudo_v4(source, destination, protocol, len),
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            checksum::pseudo_v4(source, destination, protocol, len)
+        }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
             checksum::pseudo_v6(source, destination, protocol, u32::from(len))
         }

@@ -138,7 +138,9 @@ fn parse(core: &mut Core, batch: &mut OutboundBatch) {
         let packet = core.arena.bytes(frame);
         match Flow::parse(packet) {
             // RFC 1812 section 5.2.2: a router must drop a datagram whose header checksum is wrong.
-            Ok(parsed) if parsed.source.is_ipv4() && !ip4::View::parse(packet).is_ok_and(|v| v.checksum_ok()) => {
+            Ok(parsed)
+                if parsed.source.is_ipv4() && !ip4::View::parse(packet).is_ok_and(|v| v.checksum_ok()) =>
+            {
                 *next = Next::Drop(DropReason::BadIpChecksum);
             }
             Ok(parsed) => {
@@ -152,8 +154,7 @@ fn parse(core: &mut Core, batch: &mut OutboundBatch) {
 
 /// Finds the policy and its SA (MOB-1: by inner addresses, never by outer ones).
 fn select(core: &mut Core, batch: &mut OutboundBatch) {
-    for (flow, cleartext, sa, next) in
-        izip!(&batch.flows, &batch.cleartexts, &mut batch.sas, &mut batch.next)
+    for (flow, cleartext, sa, next) in izip!(&batch.flows, &batch.cleartexts, &mut batch.sas, &mut batch.next)
     {
         let Some(flow) = flow else { continue };
         *next = match core.spd.lookup(flow) {
@@ -185,9 +186,12 @@ fn select(core: &mut Core, batch: &mut OutboundBatch) {
 fn fit(core: &mut Core, batch: &mut OutboundBatch) {
     let arrived = batch.frames.len();
     for index in 0..arrived {
-        let (Some(Next::Continue), Some(Some(flow)), Some(sa), Some(cleartext)) =
-            (batch.next.get(index), batch.flows.get(index).copied(), batch.sas.get(index), batch.cleartexts.get(index))
-        else {
+        let (Some(Next::Continue), Some(Some(flow)), Some(sa), Some(cleartext)) = (
+            batch.next.get(index),
+            batch.flows.get(index).copied(),
+            batch.sas.get(index),
+            batch.cleartexts.get(index),
+        ) else {
             continue;
         };
         let (sa, cleartext) = (*sa, *cleartext);
@@ -295,8 +299,12 @@ pub fn max_inner(core: &Core, state: &Outbound, mtu: usize) -> usize {
         SaKey::Esp(key) => {
             let layout = key.layout();
             let encap = if state.config.encap.is_some() { udp::LEN } else { 0 };
-            let fixed =
-                ip + encap + bundle + esp::HEADER_LEN + usize::from(layout.iv_len) + usize::from(layout.icv_len);
+            let fixed = ip
+                + encap
+                + bundle
+                + esp::HEADER_LEN
+                + usize::from(layout.iv_len)
+                + usize::from(layout.icv_len);
             let block = usize::from(layout.block).max(4);
             let room = mtu.saturating_sub(fixed) / block * block;
             room.saturating_sub(esp::TRAILER_LEN) + kept
@@ -360,7 +368,9 @@ fn draw(core: &mut Core, sa: u32, bytes: u64) -> Result<Reserved, DropReason> {
     if exhausted {
         state.stopped = true;
     }
-    let wants_more = !state.reserving && state.sequence.remaining() < RESERVE_LOW && state.sequence.ceiling() <= state.sequence.limit();
+    let wants_more = !state.reserving
+        && state.sequence.remaining() < RESERVE_LOW
+        && state.sequence.ceiling() <= state.sequence.limit();
     if wants_more {
         state.reserving = true;
         let (last, ceiling) = (state.sequence.last(), state.sequence.ceiling());
@@ -393,7 +403,9 @@ fn encap(core: &mut Core, batch: &mut OutboundBatch) {
         if *next != Next::Continue {
             continue;
         }
-        let (Some(flow), Some(number), Some(state)) = (flow, number, core.outbound.get(*sa)) else { continue };
+        let (Some(flow), Some(number), Some(state)) = (flow, number, core.outbound.get(*sa)) else {
+            continue;
+        };
         let bundle = core.outbound.get(state.bundle).zip(ah_number.as_ref());
         let forwarded = cleartext.came == Came::Forwarded;
         let built = Headers::new(state, bundle.map(|(state, number)| (&*state.config, number)), number)
@@ -540,7 +552,8 @@ impl<'a> Headers<'a> {
                 };
                 // RFC 6864: an atomic datagram's ID has no meaning; others need one that does not come back soon.
                 let id = if dont_fragment { 0 } else { u16::try_from(self.number.low() & 0xffff).ok()? };
-                let header = ip4::Header { source, destination, protocol, ttl: OUTER_TTL, tos, id, dont_fragment };
+                let header =
+                    ip4::Header { source, destination, protocol, ttl: OUTER_TTL, tos, id, dont_fragment };
                 header.emit(bytes, total.checked_sub(ip4::MIN_LEN)?)
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -612,7 +625,11 @@ fn finish(core: &mut Core, batch: &mut OutboundBatch) {
         let at = usize::from(*at);
         let done = match ah {
             Some((ah_config, number)) => {
-                let ah_at = if config.protocol == IpsecProtocol::Ah { at } else { at - ah_len(ah_config, v6).min(at) };
+                let ah_at = if config.protocol == IpsecProtocol::Ah {
+                    at
+                } else {
+                    at - ah_len(ah_config, v6).min(at)
+                };
                 sign_ah(&core.arena, frame, ah_at, ah_config, number)
             }
             None => Some(()),
@@ -629,7 +646,11 @@ fn sign_ah(arena: &Arena, frame: &mut Frame, at: usize, config: &SaShared, numbe
     let SaKey::Ah(key) = &config.key else { return None };
     let (ip, _) = arena.bytes_mut(frame).split_at_mut_checked(at)?;
     let saved = header::Saved::take(ip)?;
-    if header::is_v6(ip)? { ah::mute_v6(ip, at)? } else { ah::mute_v4(ip)? };
+    if header::is_v6(ip)? {
+        ah::mute_v6(ip, at)?
+    } else {
+        ah::mute_v4(ip)?
+    };
     let len = frame.len();
     if config.esn {
         let high = number.high().to_be_bytes();
@@ -669,8 +690,14 @@ fn to_wire(packet: &mut [u8], state: &Outbound, at: usize) -> Option<()> {
 
 /// Sends every packet where its column says, and empties the batch.
 fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
-    let columns =
-        izip!(batch.frames.drain(..), &batch.cleartexts, &batch.flows, &batch.sas, &batch.routes, &batch.next);
+    let columns = izip!(
+        batch.frames.drain(..),
+        &batch.cleartexts,
+        &batch.flows,
+        &batch.sas,
+        &batch.routes,
+        &batch.next
+    );
     for (frame, cleartext, flow, sa, route, next) in columns {
         let port = cleartext.port;
         match (next, flow) {
@@ -706,7 +733,8 @@ fn transmit(core: &mut Core, mut frame: Frame, from: PortIndex, sa: u32, route: 
         && Flow::parse(core.arena.bytes(&frame)).is_ok_and(|flow| !flow.dont_fragment)
     {
         while let Some(piece) = {
-            let header_len = Flow::parse(core.arena.bytes(&frame)).map_or(0, |flow| usize::from(flow.header_len));
+            let header_len =
+                Flow::parse(core.arena.bytes(&frame)).map_or(0, |flow| usize::from(flow.header_len));
             forward::split(core, &mut frame, header_len, usize::from(mtu))
         } {
             egress::send(core, piece, from, route);

@@ -10,12 +10,12 @@ use std::sync::atomic::Ordering;
 
 use crossbeam::queue::ArrayQueue;
 use ipnet::IpNet;
+use postern_contract::Translation;
 use postern_contract::counters::{DropReason, RelayCounters, SaCounters};
 use postern_contract::event::{Event, LimitKind};
 use postern_contract::relay::{RelayEntry, RelayId};
 use postern_contract::request::{Cursor, Done, Operation, Page, Refusal, RelayReport, SaReport};
 use postern_contract::sa::{Action, Direction, IpsecProtocol, Policy, PolicyId, SaConfig, SaId};
-use postern_contract::Translation;
 use postern_wire::ids::Spi;
 
 use crate::command::{COMMANDS_PER_BATCH, Command, Returned, SaSnapshot, Table};
@@ -55,7 +55,14 @@ pub struct WorkerLink {
 impl WorkerLink {
     /// Ends of a worker that has been sent nothing yet.
     pub fn new(commands: Arc<ArrayQueue<Vec<Command>>>, inbox: Inbox, cells: Arc<WorkerCells>) -> Self {
-        Self { commands, inbox, cells, sent: 0, pending: Vec::new(), indices: [Indices::default(), Indices::default()] }
+        Self {
+            commands,
+            inbox,
+            cells,
+            sent: 0,
+            pending: Vec::new(),
+            indices: [Indices::default(), Indices::default()],
+        }
     }
 
     fn push(&mut self, command: Command) {
@@ -231,13 +238,20 @@ impl Publisher {
         let reserved = self.reserve(batches).map_err(|error| Refusal::Storage(error.to_string()));
         let results = batches
             .iter()
-            .map(|operations| operations.iter().map(|operation| self.one(operation, &reserved, now)).collect())
+            .map(|operations| {
+                operations.iter().map(|operation| self.one(operation, &reserved, now)).collect()
+            })
             .collect();
         self.settle();
         results
     }
 
-    fn one(&mut self, operation: &Operation, reserved: &Result<Reservations, Refusal>, now: u32) -> Result<Done, Refusal> {
+    fn one(
+        &mut self,
+        operation: &Operation,
+        reserved: &Result<Reservations, Refusal>,
+        now: u32,
+    ) -> Result<Done, Refusal> {
         match operation {
             Operation::InstallSa(config) => self.install_sa(config, reserved, now),
             Operation::RemoveSa(id) => Ok(self.remove_sa(*id)),
@@ -356,7 +370,8 @@ impl Publisher {
         let pair = config.pair.and_then(|id| self.sas.get(&id)).map(|record| record.handle.worker());
         let explicit = match config.worker {
             Some(worker) => {
-                let known = u8::try_from(worker).ok().filter(|worker| usize::from(*worker) < self.workers.len());
+                let known =
+                    u8::try_from(worker).ok().filter(|worker| usize::from(*worker) < self.workers.len());
                 let count = self.workers.len();
                 Some(known.ok_or(Refusal::Invalid(format!("worker: there are {count}, numbered from 0")))?)
             }
@@ -365,7 +380,9 @@ impl Publisher {
         let anchor = config.pair.map_or(config.id, |pair| pair.min(config.id));
         let chosen = explicit.or(bundle).or(pair).unwrap_or_else(|| place(anchor.0, self.workers.len()));
         if bundle.is_some_and(|worker| worker != chosen) || pair.is_some_and(|worker| worker != chosen) {
-            return Err(Refusal::Invalid("worker: an SA, its pair and its bundle share one worker".to_owned()));
+            return Err(Refusal::Invalid(
+                "worker: an SA, its pair and its bundle share one worker".to_owned(),
+            ));
         }
         Ok(chosen)
     }
@@ -462,8 +479,11 @@ impl Publisher {
 
     /// Points the policies that name an SA to it, or to nothing.
     fn point_users(&mut self, id: SaId, handle: Option<Handle>) {
-        let users: Vec<PolicyId> =
-            self.users.range((id, PolicyId(0))..=(id, PolicyId(u64::MAX))).map(|(_, policy)| *policy).collect();
+        let users: Vec<PolicyId> = self
+            .users
+            .range((id, PolicyId(0))..=(id, PolicyId(u64::MAX)))
+            .map(|(_, policy)| *policy)
+            .collect();
         for policy in users {
             for link in &mut self.workers {
                 link.push(Command::SetPolicyHandle(policy, handle));
@@ -491,7 +511,9 @@ impl Publisher {
             Action::Protect(Some(sa)) => {
                 let record = self.sas.get(&sa);
                 if record.is_some_and(|record| record.config.direction == Direction::Inbound) {
-                    return Err(Refusal::Invalid("action: an inbound SA cannot protect outbound packets".to_owned()));
+                    return Err(Refusal::Invalid(
+                        "action: an inbound SA cannot protect outbound packets".to_owned(),
+                    ));
                 }
                 record.map(|record| record.handle)
             }
@@ -664,7 +686,9 @@ impl Publisher {
                     None => self.latency = Some(*histogram),
                 },
                 Returned::Event(event) => self.events.push(event),
-                Returned::Reserve { index, id, last, ceiling } => self.unreserved.push((id, index, last, ceiling)),
+                Returned::Reserve { index, id, last, ceiling } => {
+                    self.unreserved.push((id, index, last, ceiling))
+                }
             }
         }
         self.grant();
@@ -681,7 +705,10 @@ impl Publisher {
             if let Some(record) = self.sas.get(id) {
                 let raised = ceiling.max(last).saturating_add(RESERVE_BLOCK);
                 raises.push((record.config.fingerprint, raised));
-                grants.push((record.handle.worker(), Command::Raise { index: *index, id: *id, ceiling: raised }));
+                grants.push((
+                    record.handle.worker(),
+                    Command::Raise { index: *index, id: *id, ceiling: raised },
+                ));
             }
         }
         match self.ledger.raise(&raises) {
@@ -719,7 +746,8 @@ impl Publisher {
     fn sa_page(&mut self, after: Option<SaId>, page: &mut Page) {
         use std::ops::Bound;
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let ids: Vec<SaId> = self.sas.range((start, Bound::Unbounded)).take(PAGE).map(|(id, _)| *id).collect();
+        let ids: Vec<SaId> =
+            self.sas.range((start, Bound::Unbounded)).take(PAGE).map(|(id, _)| *id).collect();
         page.next = match ids.last() {
             Some(last) if ids.len() == PAGE => Some(Cursor::Sa(*last)),
             _ => Some(Cursor::Policy(None)),
@@ -745,8 +773,10 @@ impl Publisher {
             self.send(worker, Command::ReportSas(places));
         }
         self.settle();
-        let found: HashMap<SaId, SaSnapshot> =
-            std::mem::take(&mut self.snapshots).into_iter().map(|snapshot| (snapshot.config.id, snapshot)).collect();
+        let found: HashMap<SaId, SaSnapshot> = std::mem::take(&mut self.snapshots)
+            .into_iter()
+            .map(|snapshot| (snapshot.config.id, snapshot))
+            .collect();
         let describe = |id: &SaId| {
             let record = self.sas.get(id)?;
             Some(report(&record.config, record.handle.worker(), found.get(id)?))

@@ -113,10 +113,12 @@ fn translate(core: &mut Core, frame: &mut Frame, arrival: &Arrival) -> Result<Ro
     let Core { arena, relays, fib, .. } = core;
     let at = usize::from(arrival.transport);
     let packet = arena.bytes(frame);
-    let (source, relay) = header::source(packet).zip(header::destination(packet)).ok_or(DropReason::Malformed)?;
+    let (source, relay) =
+        header::source(packet).zip(header::destination(packet)).ok_or(DropReason::Malformed)?;
     let spi_at = at + spi_offset(arrival.protocol);
     let spi = header::get_u32(packet, spi_at).ok_or(DropReason::Malformed)?;
-    let (id, towards) = relays.by_spi.get(&(arrival.protocol, Spi(spi), relay)).ok_or(DropReason::UnknownSpi)?;
+    let (id, towards) =
+        relays.by_spi.get(&(arrival.protocol, Spi(spi), relay)).ok_or(DropReason::UnknownSpi)?;
     let entry = relays.entries.get_mut(id).ok_or(DropReason::UnknownSpi)?;
     let (from, to) = match towards {
         Towards::Gateway => (entry.entry.client, entry.entry.gateway),

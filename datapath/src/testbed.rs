@@ -62,7 +62,8 @@ pub struct Layout {
 impl Default for Layout {
     fn default() -> Self {
         let net = |text: &str| text.parse::<IpNet>().unwrap_or(IpNet::V4(ipnet::Ipv4Net::default()));
-        let address = |text: &str| text.parse::<IpAddr>().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
+        let address =
+            |text: &str| text.parse::<IpAddr>().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED));
         Self {
             outside: vec![
                 (net("192.0.2.1/24"), address("192.0.2.254")),
@@ -143,7 +144,8 @@ impl Testbed {
         let ports = || {
             let pairs = (0..layout.workers).map(|_| MemoryPort::new(LinkKind::Ethernet));
             let (ports, handles): (Vec<_>, Vec<_>) = pairs.unzip();
-            let ports = ports.into_iter().map(|port| Some(Box::new(port) as Box<dyn Port>)).collect::<Vec<_>>();
+            let ports =
+                ports.into_iter().map(|port| Some(Box::new(port) as Box<dyn Port>)).collect::<Vec<_>>();
             (ports, handles)
         };
         let (outside_ports, outside) = ports();
@@ -222,7 +224,8 @@ impl Testbed {
 
     /// Queues a packet (without link header) to arrive at the first worker.
     pub fn push(&self, port: PortIndex, packet: &[u8]) {
-        let (handles, mac) = if port == OUTSIDE { (&self.outside, OUTSIDE_MAC) } else { (&self.inside, INSIDE_MAC) };
+        let (handles, mac) =
+            if port == OUTSIDE { (&self.outside, OUTSIDE_MAC) } else { (&self.inside, INSIDE_MAC) };
         if let Some(handle) = handles.first() {
             handle.push(&frame(mac, packet));
         }
@@ -253,7 +256,8 @@ impl Testbed {
         // The spill of all pools is one queue: it is counted once, the workers' own shares each.
         let workers = self.workers.borrow();
         let own: usize = workers.iter().map(|worker| worker.core.pool.local()).sum();
-        let shared = workers.first().map_or(0, |worker| worker.core.pool.available() - worker.core.pool.local());
+        let shared =
+            workers.first().map_or(0, |worker| worker.core.pool.available() - worker.core.pool.local());
         u64::from(self.frames).saturating_sub((own + shared) as u64)
     }
 }

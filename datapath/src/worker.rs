@@ -149,7 +149,9 @@ impl Worker {
             let mut fds = ArrayVec::<PollFd<'_>, 64>::new();
             fds.push(PollFd::new(bell.as_ref(), PollFlags::IN));
             let ports = self.ports.iter().flatten().filter_map(|port| port.wait_fd());
-            fds.extend(ports.take(fds.remaining_capacity()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+            fds.extend(
+                ports.take(fds.remaining_capacity()).map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+            );
             let timeout = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(NAP.subsec_nanos()) };
             // An error is a signal or nothing that sleeping longer would mend; the next turn looks at everything.
             let _ = poll(&mut fds, Some(&timeout));

@@ -2,10 +2,11 @@
 
 use std::net::IpAddr;
 
-use postern_contract::sa::{
-    AddressRange, Direction, IpsecProtocol, Limits, Lifetime, Mode, PathPolicy, SaConfig, SaId, Selector, UdpEncap,
-};
 use postern_contract::request::Refusal;
+use postern_contract::sa::{
+    AddressRange, Direction, IpsecProtocol, Lifetime, Limits, Mode, PathPolicy, SaConfig, SaId, Selector,
+    UdpEncap,
+};
 use postern_contract::{Generation, Translation};
 use postern_wire::ids::{Protocol, Spi};
 
@@ -117,7 +118,9 @@ impl SaShared {
                 return invalid("encap: AH cannot be encapsulated in UDP (RFC 3948)");
             }
             if local.on_wire.is_ipv4() != local.authenticated.is_ipv4() {
-                return invalid("AH covers the outer header, so both sides of a relay must use one address family");
+                return invalid(
+                    "AH covers the outer header, so both sides of a relay must use one address family",
+                );
             }
             if bundle.is_some() {
                 return invalid("bundle: named by the ESP SA, not by the AH SA");
@@ -133,7 +136,9 @@ impl SaShared {
                     return invalid("replay_window: 0, or 64 to 4096 in multiples of 64");
                 }
             }
-            Direction::Outbound if *sequence == 0 => return invalid("sequence: an outbound SA begins at 1 or above"),
+            Direction::Outbound if *sequence == 0 => {
+                return invalid("sequence: an outbound SA begins at 1 or above");
+            }
             Direction::Outbound => {}
         }
         if !esn && *sequence > u64::from(u32::MAX) {

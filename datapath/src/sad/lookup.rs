@@ -60,7 +60,10 @@ const fn protocol_key(protocol: IpsecProtocol) -> u8 {
 impl SpiTable {
     /// A table of `slots` slots, a power of two.
     pub fn new(slots: u32) -> Self {
-        Self { slots: vec![EMPTY; slots.next_power_of_two().max(64) as usize].into(), overflow: HashMap::new() }
+        Self {
+            slots: vec![EMPTY; slots.next_power_of_two().max(64) as usize].into(),
+            overflow: HashMap::new(),
+        }
     }
 
     fn slot(&self, spi: Spi) -> usize {

@@ -70,7 +70,9 @@ impl<T> Slab<T> {
         let (first, row) = place(from);
         let pages = self.pages.iter().enumerate().skip(first);
         pages
-            .flat_map(|(page, rows)| rows.iter().enumerate().map(move |(row, value)| (page * PAGE + row, value)))
+            .flat_map(|(page, rows)| {
+                rows.iter().enumerate().map(move |(row, value)| (page * PAGE + row, value))
+            })
             .skip(row)
             .filter_map(|(index, value)| Some((u32::try_from(index).ok()?, value.as_ref()?)))
     }
@@ -88,11 +90,10 @@ mod tests {
         }
         assert_eq!(slab.put(255, 1), Some(255));
         assert_eq!(slab.len(), 4);
-        assert_eq!(slab.iter_from(255).map(|(i, v)| (i, *v)).collect::<Vec<_>>(), [
-            (255, 1),
-            (256, 256),
-            (70_000, 70_000)
-        ]);
+        assert_eq!(
+            slab.iter_from(255).map(|(i, v)| (i, *v)).collect::<Vec<_>>(),
+            [(255, 1), (256, 256), (70_000, 70_000)]
+        );
         assert_eq!(slab.take(256), Some(256));
         assert_eq!(slab.take(256), None);
         assert_eq!(slab.get(1_000_000), None);

@@ -279,7 +279,9 @@ impl Pair {
 
 /// A UDP datagram over IPv4, DF set, with a right checksum.
 pub fn udp4(source: &str, destination: &str, sport: u16, dport: u16, payload: &[u8]) -> Vec<u8> {
-    let (IpAddr::V4(source), IpAddr::V4(destination)) = (ip(source), ip(destination)) else { panic!("family") };
+    let (IpAddr::V4(source), IpAddr::V4(destination)) = (ip(source), ip(destination)) else {
+        panic!("family")
+    };
     let mut packet = vec![0; 28 + payload.len()];
     packet[28..].copy_from_slice(payload);
     let length = u16::try_from(8 + payload.len()).unwrap();
@@ -287,15 +289,24 @@ pub fn udp4(source: &str, destination: &str, sport: u16, dport: u16, payload: &[
     header.emit(&mut packet[20..]).unwrap();
     let check = udp::checksum_v4(source, destination, &packet[20..]);
     packet[26..28].copy_from_slice(&check.to_be_bytes());
-    let header =
-        ip4::Header { source, destination, protocol: Protocol::UDP, ttl: 64, tos: 0, id: 1, dont_fragment: true };
+    let header = ip4::Header {
+        source,
+        destination,
+        protocol: Protocol::UDP,
+        ttl: 64,
+        tos: 0,
+        id: 1,
+        dont_fragment: true,
+    };
     header.emit(&mut packet, 8 + payload.len()).unwrap();
     packet
 }
 
 /// A UDP datagram over IPv6 with a right checksum.
 pub fn udp6(source: &str, destination: &str, sport: u16, dport: u16, payload: &[u8]) -> Vec<u8> {
-    let (IpAddr::V6(source), IpAddr::V6(destination)) = (ip(source), ip(destination)) else { panic!("family") };
+    let (IpAddr::V6(source), IpAddr::V6(destination)) = (ip(source), ip(destination)) else {
+        panic!("family")
+    };
     let mut packet = vec![0; 48 + payload.len()];
     packet[48..].copy_from_slice(payload);
     let length = u16::try_from(8 + payload.len()).unwrap();
