@@ -7,6 +7,7 @@
 )]
 
 #[path = "netns/mod.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
 mod netns;
 
 use std::net::{Ipv4Addr, UdpSocket};

@@ -9,6 +9,7 @@
 )]
 
 #[path = "netns/mod.rs"]
+#[allow(dead_code, reason = "shared with other tests")]
 mod netns;
 #[path = "netns/redirect.rs"]
 mod redirect;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use netns::Netns;
 use postern_datapath::frame::{Arena, BATCH, Frame, HEADROOM, Pool};
+use postern_datapath::port::netdev::Netdev;
 use postern_datapath::port::xsk::{Umem, XskError, XskOptions, XskSocket};
 use postern_datapath::port::{LinkKind, Port};
 use redirect::Redirect;
@@ -282,6 +284,30 @@ fn dp_2_queues_of_several_workers_share_the_umem() {
         socket.drain(&world.arena, &mut world.pool);
     }
     assert_eq!(world.pool.available(), 2048);
+}
+
+/// OPS-1: what preflight and configuration ask of an interface: queues, address, MTU, driver, XDP abilities.
+#[test]
+fn ops_1_interfaces_are_described() {
+    let (near, far) = veth(1, 4);
+    near.ip("link set n0 address 02:00:00:00:00:07 mtu 1400");
+    far.ip("link set f0 down");
+    let query = |name: &'static str| near.within(move || Netdev::query(name).unwrap());
+    let device = query("n0");
+    assert_eq!(device.mac.unwrap().0, [2, 0, 0, 0, 0, 7]);
+    assert_eq!(
+        (device.name.as_str(), device.driver.as_str(), device.mtu, device.up),
+        ("n0", "veth", 1400, true)
+    );
+    assert_eq!(device.queues, 4);
+    assert_eq!(device.index, near.within(|| index("n0")));
+    // Linux 6.3 and later tell; veth has no zero-copy.
+    if let Some(xdp) = device.xdp {
+        assert!(!xdp.zero_copy);
+    }
+    let device = query("lo");
+    assert_eq!((device.mac, device.driver.as_str(), device.queues), (None, "", 1));
+    assert_eq!(device.xdp.map(|xdp| xdp.native), device.xdp.map(|_| false));
 }
 
 /// OPS-1: what stands in the way is told by name; asking for zero-copy where there is none falls back to copy.

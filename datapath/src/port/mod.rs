@@ -12,6 +12,7 @@ use arrayvec::ArrayVec;
 use crate::frame::{Arena, BATCH, Frame, Pool};
 
 pub mod memory;
+pub mod netdev;
 pub mod socket;
 pub mod tun;
 pub mod xsk;

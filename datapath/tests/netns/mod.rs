@@ -1,10 +1,6 @@
 //! A network namespace for one test, gone when it is dropped, and with it its interfaces.
 
-#![allow(
-    dead_code,
-    clippy::panic,
-    reason = "a part of the tests: each of their files uses a part of this one"
-)]
+#![allow(clippy::panic, reason = "a part of tests")]
 
 use std::fs::File;
 use std::os::fd::AsFd;
