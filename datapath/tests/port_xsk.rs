@@ -250,7 +250,7 @@ fn dp_6_full_rings_are_counted_and_lose_no_frame() {
     assert_eq!(world.pool.available(), 1024);
 }
 
-/// DP-2: one UMEM for all queues of all interfaces; each queue's socket receives and sends, in two threads.
+/// DP-2: one UMEM for all queues of all interfaces; each queue's socket has frames lent and sends.
 #[test]
 fn dp_2_queues_of_several_workers_share_the_umem() {
     let mut world = world(2, 2, 2048);
