@@ -76,6 +76,11 @@ impl Doorbell {
         }
     }
 
+    /// Wakes the thread, asleep or about to be.
+    pub fn wake(&self) {
+        let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
+    }
+
     /// Called before the thread looks one last time and then sleeps.
     pub fn lie_down(&self) {
         self.asleep.store(true, Ordering::SeqCst);

@@ -3,6 +3,7 @@
 //! The walk of a packet is [`worker::Worker::turn`]; the stages are in [`inbound`], [`outbound`], [`relay`] and
 //! [`egress`]. Workers own their tables; the main thread changes them through [`publish`] by [`command`]s only.
 
+pub mod appliance;
 pub mod assembly;
 pub mod command;
 pub mod core;
@@ -21,6 +22,7 @@ pub mod publish;
 pub mod relay;
 pub mod reserve;
 pub mod sad;
+pub mod serve;
 pub mod spd;
 pub mod steer;
 pub mod testbed;

@@ -314,6 +314,14 @@ impl Publisher {
                 let text = "suite: another outbound SA uses these keys; each SA needs keys of its own";
                 return Err(Refusal::Invalid(text.to_owned()));
             }
+            let damaged = self.ledger.damaged();
+            if config.static_keys && damaged > 0 {
+                // A lost ceiling cannot be told from one that never was.
+                return Err(Refusal::Storage(format!(
+                    "{damaged} records of reserved sequence numbers are damaged, so keys from a file could be used twice \
+                     with one number; give the tunnels new keys, then remove the ledger from the state directory"
+                )));
+            }
             let reserved = reserved.as_ref().map_err(Clone::clone)?;
             numbers = *reserved.get(&config.id).ok_or(Refusal::Full)?;
             self.outbound_keys.insert(shared.fingerprint, config.id);
@@ -669,6 +677,11 @@ impl Publisher {
             (self.wait)();
         }
         self.collect();
+    }
+
+    /// Whether workers have returned something.
+    pub fn has_returned(&self) -> bool {
+        !self.outbox.queue.is_empty()
     }
 
     /// Takes back what workers returned: frees indices, wipes keys, notes events, and writes the reservations asked for.
