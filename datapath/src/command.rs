@@ -33,7 +33,6 @@ pub enum Table {
 
 /// One change to a worker's tables.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "a box would have to be freed by the worker")]
 pub enum Command {
     /// A new inbound SA at an index that is free.
     PutInbound(u32, Inbound),

@@ -84,13 +84,12 @@ pub fn flush(core: &mut Core, ports: &mut [Option<Box<dyn Port>>], server_of: &[
         }
         let mut queue = std::mem::take(queue);
         let out = PortIndex(u16::try_from(index).unwrap_or(u16::MAX));
-        match port {
-            Some(port) => transmit(core, port.as_mut(), out, &mut queue),
-            None => {
-                let server = server_of.get(index).copied().unwrap_or(u8::MAX);
-                for (frame, from) in queue.drain(..) {
-                    core.hand_off(server, from, Parcel::Transmit { frame, port: out });
-                }
+        if let Some(port) = port {
+            transmit(core, port.as_mut(), out, &mut queue);
+        } else {
+            let server = server_of.get(index).copied().unwrap_or(u8::MAX);
+            for (frame, from) in queue.drain(..) {
+                core.hand_off(server, from, Parcel::Transmit { frame, port: out });
             }
         }
         if let Some(place) = core.egress.queues.get_mut(index) {

@@ -114,7 +114,7 @@ impl InboundBatch {
 
     /// Adds a packet, whose frame begins with the IP header and ends with the IP packet. Gives it back when full.
     pub fn push(&mut self, frame: Frame, arrival: Arrival) -> Result<(), Frame> {
-        self.frames.try_push(frame).map_err(|full| full.element())?;
+        self.frames.try_push(frame).map_err(arrayvec::CapacityError::element)?;
         self.arrivals.push(arrival);
         self.sas.push(NO_LINK);
         self.sequences.push(0);

@@ -107,7 +107,7 @@ impl OutboundBatch {
         sa: u32,
         route: Route,
     ) -> Result<(), Frame> {
-        self.frames.try_push(frame).map_err(|full| full.element())?;
+        self.frames.try_push(frame).map_err(arrayvec::CapacityError::element)?;
         self.cleartexts.push(cleartext);
         self.flows.push(flow);
         self.sas.push(sa);
@@ -647,10 +647,10 @@ fn sign_ah(arena: &Arena, frame: &mut Frame, at: usize, config: &SaShared, numbe
     let (ip, _) = arena.bytes_mut(frame).split_at_mut_checked(at)?;
     let saved = header::Saved::take(ip)?;
     if header::is_v6(ip)? {
-        ah::mute_v6(ip, at)?
+        ah::mute_v6(ip, at)?;
     } else {
-        ah::mute_v4(ip)?
-    };
+        ah::mute_v4(ip)?;
+    }
     let len = frame.len();
     if config.esn {
         let high = number.high().to_be_bytes();

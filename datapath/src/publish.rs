@@ -700,7 +700,7 @@ impl Publisher {
                 },
                 Returned::Event(event) => self.events.push(event),
                 Returned::Reserve { index, id, last, ceiling } => {
-                    self.unreserved.push((id, index, last, ceiling))
+                    self.unreserved.push((id, index, last, ceiling));
                 }
             }
         }

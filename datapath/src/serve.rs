@@ -169,7 +169,7 @@ impl Server {
                         // Answers come in the order of the requests.
                         self.apply(client, std::mem::take(&mut applies));
                         operations = 0;
-                        let reply = self.answer(client, request);
+                        let reply = self.answer(client, &request);
                         if let Some(reply) = reply {
                             client.send(&reply);
                         }
@@ -224,20 +224,20 @@ impl Server {
         }
     }
 
-    fn answer(&mut self, client: &mut Client, request: Request) -> Option<Reply> {
+    fn answer(&mut self, client: &mut Client, request: &Request) -> Option<Reply> {
         if !client.greeted && !matches!(request, Request::Hello { .. }) {
             return Some(Reply::Rejected("the first message has to be Hello".to_owned()));
         }
         Some(match request {
             Request::Hello { version } => {
-                client.greeted = version == VERSION;
+                client.greeted = *version == VERSION;
                 if !client.greeted {
                     tracing::warn!(ours = VERSION, theirs = version, "control speaks another version");
                 }
                 Reply::Hello { version: VERSION, instance: self.instance, pid: std::process::id() }
             }
-            Request::Inventory { after } => Reply::Inventory(self.appliance.publisher.page(after)),
-            Request::Sa(id) => Reply::Sa(self.appliance.publisher.sa(id)),
+            Request::Inventory { after } => Reply::Inventory(self.appliance.publisher.page(*after)),
+            Request::Sa(id) => Reply::Sa(self.appliance.publisher.sa(*id)),
             Request::Status => Reply::Status(self.status()),
             Request::Latency => Reply::Latency(self.latency()),
             Request::Subscribe => {
@@ -245,7 +245,7 @@ impl Server {
                 return None;
             }
             // Taken by the caller.
-            Request::Apply { token, .. } => Reply::Applied { token, results: Vec::new() },
+            Request::Apply { token, .. } => Reply::Applied { token: *token, results: Vec::new() },
         })
     }
 

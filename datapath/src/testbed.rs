@@ -190,7 +190,10 @@ impl Testbed {
         let mut busy = true;
         while busy {
             let now = *self.now.borrow();
-            busy = self.workers.borrow_mut().iter_mut().map(|worker| worker.turn(now)).any(|busy| busy);
+            busy = false;
+            for worker in self.workers.borrow_mut().iter_mut() {
+                busy |= worker.turn(now);
+            }
             self.publisher.collect();
         }
         self.events.extend(self.publisher.take_events());

@@ -122,7 +122,7 @@ impl Worker {
             if self.turn(start) {
                 quiet = 0;
                 self.turns += 1;
-                if self.turns % SAMPLE == 0 {
+                if self.turns.is_multiple_of(SAMPLE) {
                     let spent = clock.now().saturating_sub(start).as_nanos();
                     self.latency.saturating_record(u64::try_from(spent).unwrap_or(u64::MAX));
                 }
@@ -201,7 +201,7 @@ impl Worker {
             match parcel {
                 Parcel::Inbound { mut frame, port } => {
                     let classified = classify(&self.core.arena.bytes(&frame), Link::Ip);
-                    let arrival = trim(&mut self.core, &mut frame, &classified)
+                    let arrival = trim(&mut self.core, &mut frame, classified)
                         .and_then(|()| Arrival::new(port, &classified));
                     match arrival {
                         Some(arrival) => {
@@ -249,7 +249,7 @@ impl Worker {
             let classified = classify(&self.core.arena.bytes(&frame), link);
             let refused = match classified.class {
                 Class::Esp | Class::EspInUdp | Class::Ah if info.role.is_outside() => {
-                    match trim(&mut self.core, &mut frame, &classified)
+                    match trim(&mut self.core, &mut frame, classified)
                         .and_then(|()| Arrival::new(port, &classified))
                     {
                         Some(arrival) => match self.inbound.push(frame, arrival) {
@@ -303,7 +303,7 @@ impl Worker {
 }
 
 /// Cuts an IPsec packet's frame to the IP packet: no link header in front, no Ethernet padding behind.
-fn trim(core: &mut Core, frame: &mut Frame, classified: &Classified) -> Option<()> {
+fn trim(core: &mut Core, frame: &mut Frame, classified: Classified) -> Option<()> {
     frame.shrink_front(usize::from(classified.network))?;
     let len = crate::header::total_len(core.arena.bytes(frame))?;
     if len > frame.len() {
