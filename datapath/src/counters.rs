@@ -66,6 +66,15 @@ impl PortCells {
         }
     }
 
+    /// Counts several dropped frames.
+    pub fn drop_many(&self, reason: DropReason, count: u64) {
+        if count > 0
+            && let Some(cell) = self.drops.get(reason.index())
+        {
+            cell.add(count);
+        }
+    }
+
     /// Frames dropped for `reason`.
     pub fn drops(&self, reason: DropReason) -> u64 {
         self.drops.get(reason.index()).map_or(0, Cell::get)

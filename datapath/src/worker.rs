@@ -20,7 +20,7 @@ use crate::frame::{BATCH, Frame};
 use crate::handoff::Parcel;
 use crate::inbound::{self, Arrival, InboundBatch};
 use crate::outbound::{self, Came, Cleartext, OutboundBatch};
-use crate::port::{LinkKind, Port};
+use crate::port::{LinkKind, Port, PortStats};
 use crate::sad::lookup::Handle;
 
 /// Returned objects that wait for the main thread: more than the commands that can be under way and the events of a
@@ -63,6 +63,8 @@ pub struct Worker {
     commands: Arc<ArrayQueue<Vec<Command>>>,
     inbound: InboundBatch,
     outbound: OutboundBatch,
+    /// By port: its refusals that are counted already.
+    refusals: Box<[PortStats]>,
     latency: Histogram<u64>,
     turns: u64,
 }
@@ -77,6 +79,7 @@ impl Worker {
     ) -> Result<Self, hdrhistogram::CreationError> {
         Ok(Self {
             core,
+            refusals: vec![PortStats::default(); ports.len()].into(),
             ports: ports.into(),
             server_of: server_of.into(),
             commands,
@@ -108,6 +111,7 @@ impl Worker {
         for port in self.ports.iter_mut().flatten() {
             port.flush(arena, pool);
         }
+        self.count_refusals();
         if busy {
             self.core.cells.busy_turns.add(1);
         }
@@ -145,6 +149,11 @@ impl Worker {
         let Some(inbox) = self.core.inboxes.get(usize::from(self.core.id)) else { return };
         let bell = inbox.bell();
         bell.lie_down();
+        // A port with work left in the kernel is asked again soon instead.
+        if self.ports.iter().flatten().any(|port| port.busy()) {
+            bell.get_up();
+            return;
+        }
         if self.commands.is_empty() && inbox.is_empty() && !stop.load(Ordering::Relaxed) {
             let mut fds = ArrayVec::<PollFd<'_>, 64>::new();
             fds.push(PollFd::new(bell.as_ref(), PollFlags::IN));
@@ -157,6 +166,41 @@ impl Worker {
             let _ = poll(&mut fds, Some(&timeout));
         }
         bell.get_up();
+    }
+
+    /// Counts what the ports refused by themselves under the reasons that everything else is counted under.
+    fn count_refusals(&mut self) {
+        for ((port, seen), cells) in self.ports.iter().zip(&mut self.refusals).zip(&*self.core.cells.ports) {
+            let Some(port) = port else { continue };
+            let now = port.stats();
+            if now == *seen {
+                continue;
+            }
+            let PortStats {
+                no_frame,
+                too_big,
+                not_ours,
+                keepalive,
+                malformed_received,
+                malformed,
+                refused,
+                bad_descriptor,
+            } = now;
+            let counts = [
+                (DropReason::NoFrame, no_frame - seen.no_frame),
+                (DropReason::EgressMtu, too_big - seen.too_big),
+                (DropReason::NotForUs, not_ours - seen.not_ours),
+                (DropReason::NattKeepalive, keepalive - seen.keepalive),
+                (DropReason::Malformed, malformed_received - seen.malformed_received),
+                (DropReason::Malformed, malformed - seen.malformed),
+                (DropReason::TransmitRefused, refused - seen.refused),
+                (DropReason::BadDescriptor, bad_descriptor - seen.bad_descriptor),
+            ];
+            for (reason, count) in counts {
+                cells.drop_many(reason, count);
+            }
+            *seen = now;
+        }
     }
 
     /// Once a second: what is counted by the second.

@@ -100,6 +100,10 @@ drop_reasons! {
     HandoffFull = "handoff_full",
     /// The transmit ring is full.
     TransmitFull = "transmit_full",
+    /// The kernel refused to send the packet.
+    TransmitRefused = "transmit_refused",
+    /// The kernel gave back a frame that it was never lent.
+    BadDescriptor = "bad_descriptor",
     /// The frame is larger than the egress interface takes.
     EgressMtu = "egress_mtu",
     /// No frame was free.
