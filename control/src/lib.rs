@@ -1,1 +1,12 @@
-//! Postern.
+//! Postern's control process: configuration, reconciliation with the datapath, the management socket; and what the
+//! `postern` command shares with it.
+//!
+//! ```text
+//! file ─► config ─► desired ─► datapath::{supervisor, reconcile, client} ─► contract socket
+//!                      ▲ state (ids' generations)        ▲ admin::server ─► management socket ◄─ postern
+//! ```
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod desired;
+mod digest;
