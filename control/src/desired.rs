@@ -4,11 +4,15 @@
 //! Ids are digests of what makes an object what it is (an SA: tunnel, direction, protocol, SPI and keys), so that they are
 //! the same after a restart of control and others when the keys change.
 
+use core::net::IpAddr;
 use std::collections::BTreeMap;
 
-use postern_contract::Generation;
 use postern_contract::relay::{RelayEntry, RelayId};
-use postern_contract::sa::{Action, Direction, IpsecProtocol, Mode, Policy, PolicyId, SaConfig, SaId, Suite};
+use postern_contract::sa::{
+    Action, Direction, IpsecProtocol, Mode, Policy, PolicyId, SaConfig, SaId, Suite, UdpEncap,
+};
+use postern_contract::{Generation, Translation};
+use postern_wire::ids::Spi;
 
 use crate::config::{Config, Half, Keyed, PlainPolicy, Relay, Tunnel};
 use crate::digest;
@@ -70,7 +74,74 @@ pub struct TunnelSummary {
     pub policy: PolicyId,
 }
 
+/// The desired state without its keys, for showing.
+#[derive(Clone, Debug, Default)]
+pub struct Outline {
+    /// SAs.
+    pub sas: BTreeMap<SaId, SaOutline>,
+    /// Names and descriptions of policies.
+    pub policies: BTreeMap<PolicyId, (String, Policy)>,
+    /// Names and descriptions of translation entries.
+    pub relays: BTreeMap<RelayId, (String, RelayEntry)>,
+    /// The tunnels in the order of the file.
+    pub tunnels: Vec<TunnelSummary>,
+}
+
+/// An SA without its keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaOutline {
+    /// Name of the tunnel.
+    pub tunnel: String,
+    /// Its algorithms as the file writes them.
+    pub suite: String,
+    /// Inbound or outbound.
+    pub direction: Direction,
+    /// ESP or AH.
+    pub protocol: IpsecProtocol,
+    /// Tunnel or transport.
+    pub mode: Mode,
+    /// The SPI.
+    pub spi: Translation<Spi>,
+    /// This node's outer address.
+    pub local: Translation<IpAddr>,
+    /// The peer's outer address.
+    pub remote: Translation<IpAddr>,
+    /// UDP encapsulation.
+    pub encap: Option<UdpEncap>,
+    /// Extended sequence numbers.
+    pub esn: bool,
+    /// Anti-replay window in packets.
+    pub replay_window: u16,
+    /// State of the description.
+    pub generation: Generation,
+}
+
 impl Desired {
+    /// What may be shown of it.
+    pub fn outline(&self) -> Outline {
+        let Self { sas, policies, relays, tunnels } = self;
+        let outline = |WantedSa { tunnel, suite, config }: &WantedSa| SaOutline {
+            tunnel: tunnel.clone(),
+            suite: suite.clone(),
+            direction: config.direction,
+            protocol: config.protocol,
+            mode: config.mode,
+            spi: config.spi,
+            local: config.local,
+            remote: config.remote,
+            encap: config.encap,
+            esn: config.esn,
+            replay_window: config.replay_window,
+            generation: config.generation,
+        };
+        Outline {
+            sas: sas.iter().map(|(id, wanted)| (*id, outline(wanted))).collect(),
+            policies: policies.iter().map(|(id, p)| (*id, (p.name.clone(), p.policy.clone()))).collect(),
+            relays: relays.iter().map(|(id, relay)| (*id, (relay.name.clone(), relay.entry))).collect(),
+            tunnels: tunnels.clone(),
+        }
+    }
+
     /// Takes over the keys of `config`.
     pub fn new(config: Config) -> Self {
         let Config { datapath: _, control: _, tunnels, policies, relays, warnings: _ } = config;

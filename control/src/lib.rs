@@ -7,6 +7,12 @@
 //! ```
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod check;
 pub mod config;
+pub mod datapath;
 pub mod desired;
 mod digest;
+pub mod show;
+pub mod state;
+pub mod table;

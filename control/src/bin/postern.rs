@@ -1,2 +1,250 @@
-//! postern.
-fn main() {}
+//! The command line.
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use postern_control::admin::{Answer, CallError, FailureKind, Request, call};
+use postern_control::check::{self, Level};
+use postern_control::config::{self, ConfigError};
+use postern_control::show;
+use serde::Serialize;
+
+/// Shows and steers a running Postern gateway.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Arguments {
+    /// Management socket of postern-control
+    #[arg(long, global = true, value_name = "PATH", default_value = "/run/postern/control.sock")]
+    socket: PathBuf,
+    /// Print JSON instead of tables
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything at a glance: control, datapath, tunnels configured and installed, ports, problems
+    Status,
+    /// Security associations with their counters
+    Sa {
+        /// Only those of this tunnel
+        name: Option<String>,
+    },
+    /// Policies in the order in which they are looked at
+    Policy,
+    /// Entries of the relay's translation table
+    Relay,
+    /// Dropped packets by reason, port and SA, and the XDP program's verdicts
+    Drops,
+    /// Time from receive to transmit of sampled packets
+    Latency,
+    /// Read the configuration file again; what did not change is not touched
+    Reload {
+        /// Only say what would change
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// End postern-control; the datapath goes on forwarding
+    Shutdown {
+        /// End the datapath too
+        #[arg(long)]
+        datapath: bool,
+    },
+    /// Preflight: what this machine has and lacks, and how to get it; needs no running daemon
+    Check {
+        /// Look at the interfaces and cores of this configuration
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
+    /// Configuration files
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Versions of this program and of the running ones
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Read a file and say what is wrong with it; needs no running daemon
+    Check {
+        /// The file
+        file: PathBuf,
+    },
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  not done: the preflight check found a failure, the datapath refused something, or the daemon failed
+  2  wrong arguments
+  3  the configuration file has errors
+  4  postern-control cannot be reached
+  5  the datapath is down
+  6  what was named is not there";
+
+const FAILED: u8 = 1;
+const CONFIGURATION: u8 = 3;
+const UNREACHABLE: u8 = 4;
+const DATAPATH_DOWN: u8 = 5;
+const NOT_FOUND: u8 = 6;
+
+fn main() -> ExitCode {
+    let Arguments { socket, json, command } = Arguments::parse();
+    let code = match command {
+        Command::Status => ask(&socket, json, &Request::Status),
+        Command::Sa { name } => ask(&socket, json, &Request::Sa { name }),
+        Command::Policy => ask(&socket, json, &Request::Policy),
+        Command::Relay => ask(&socket, json, &Request::Relay),
+        Command::Drops => ask(&socket, json, &Request::Drops),
+        Command::Latency => ask(&socket, json, &Request::Latency),
+        Command::Reload { dry_run } => ask(&socket, json, &Request::Reload { dry_run }),
+        Command::Shutdown { datapath } => ask(&socket, json, &Request::Shutdown { datapath }),
+        Command::Check { config } => preflight(config.as_deref(), json),
+        Command::Config(ConfigCommand::Check { file }) => check_file(&file, json),
+        Command::Version => version(&socket, json),
+    };
+    ExitCode::from(code)
+}
+
+fn ask(socket: &Path, json: bool, request: &Request) -> u8 {
+    let answer = match call(socket, request) {
+        Ok(answer) => answer,
+        Err(error) => return complain(&error, json),
+    };
+    if json {
+        match &answer {
+            Answer::Status(report) => print_json(report),
+            Answer::Sas(rows) => print_json(rows),
+            Answer::Policies(rows) => print_json(rows),
+            Answer::Relays(rows) => print_json(rows),
+            Answer::Drops(report) => print_json(report),
+            Answer::Latency(report) => print_json(report),
+            Answer::Reload(report) => print_json(report),
+            Answer::Stopping => print_json(&serde_json::json!({ "stopping": true })),
+        }
+    } else {
+        print(&show::answer(&answer));
+    }
+    match answer {
+        Answer::Reload(report) if !report.refused.is_empty() => FAILED,
+        _ => 0,
+    }
+}
+
+/// Says what went wrong and gives the exit code for it.
+fn complain(error: &CallError, json: bool) -> u8 {
+    let (code, findings) = match error {
+        CallError::Unreachable { .. } => (UNREACHABLE, &[][..]),
+        CallError::Garbled(_) => (FAILED, &[][..]),
+        CallError::Failed(failure) => {
+            let code = match failure.kind {
+                FailureKind::Configuration => CONFIGURATION,
+                FailureKind::DatapathDown => DATAPATH_DOWN,
+                FailureKind::NotFound => NOT_FOUND,
+                FailureKind::Request | FailureKind::Internal => FAILED,
+            };
+            (code, failure.findings.as_slice())
+        }
+    };
+    if json {
+        print_json(&serde_json::json!({ "error": error.to_string(), "findings": findings }));
+    } else {
+        for finding in findings {
+            eprintln!("{finding}");
+        }
+        eprintln!("postern: {error}");
+        if code == UNREACHABLE {
+            eprintln!("postern: is postern-control running, and is this its socket? (--socket PATH)");
+        }
+    }
+    code
+}
+
+fn preflight(file: Option<&Path>, json: bool) -> u8 {
+    let config = match file {
+        Some(file) => config::load(file),
+        None => config::parse("", "", &config::NoKeyFiles),
+    };
+    let config = match config {
+        Ok(config) => config,
+        Err(error) => return bad_file(&error, json),
+    };
+    let own = std::env::current_exe().unwrap_or_default();
+    let findings = check::run(&config.datapath, config.control.datapath_program.as_deref(), &own);
+    if json {
+        print_json(&findings);
+    } else {
+        print(&check::show(&findings));
+    }
+    if check::worst(&findings) == Level::Fail { FAILED } else { 0 }
+}
+
+fn check_file(file: &Path, json: bool) -> u8 {
+    match config::load(file) {
+        Ok(config) => {
+            if json {
+                print_json(&config.warnings);
+            } else {
+                for warning in &config.warnings {
+                    println!("{warning}");
+                }
+                println!(
+                    "{}: no error; {} tunnels, {} policies, {} relay entries",
+                    file.display(),
+                    config.tunnels.len(),
+                    config.policies.len(),
+                    config.relays.len()
+                );
+            }
+            0
+        }
+        Err(error) => bad_file(&error, json),
+    }
+}
+
+fn bad_file(error: &ConfigError, json: bool) -> u8 {
+    if json {
+        print_json(&error.0);
+    } else {
+        eprintln!("{error}");
+    }
+    CONFIGURATION
+}
+
+fn version(socket: &Path, json: bool) -> u8 {
+    let own = env!("CARGO_PKG_VERSION");
+    let running = match call(socket, &Request::Status) {
+        Ok(Answer::Status(report)) => Some(report),
+        _ => None,
+    };
+    let control = running.as_ref().map(|report| report.control.version.clone());
+    let datapath = running.as_ref().and_then(|report| report.datapath.version.clone());
+    if json {
+        print_json(&serde_json::json!({
+            "postern": own, "contract": postern_contract::VERSION, "control": control, "datapath": datapath
+        }));
+    } else {
+        let word = |version: Option<String>| version.unwrap_or_else(|| "not running".to_owned());
+        println!("postern    {own} (datapath contract {})", postern_contract::VERSION);
+        println!("control    {}", word(control));
+        println!("datapath   {}", word(datapath));
+    }
+    0
+}
+
+fn print_json(value: &impl Serialize) {
+    match serde_json::to_string_pretty(value) {
+        Ok(text) => print(&format!("{text}\n")),
+        Err(error) => eprintln!("postern: {error}"),
+    }
+}
+
+/// Prints to standard output. Whoever closed it (`postern sa | head`) wants no more.
+fn print(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+}

@@ -57,14 +57,21 @@ pub fn buffer() -> Buffer {
 
 /// Replaces the contents of `out` by the message for `value`. On an error `out` is empty.
 pub fn encode<T: Serialize>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
-    out.zeroize();
+    wipe(out);
     out.reserve_exact(MAX_MESSAGE);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     postcard::serialize_with_flavor(value, Bounded(out)).map_err(|_| {
-        out.zeroize();
+        wipe(out);
         CodecError::TooLong
     })
+}
+
+/// Wipes what is in `buffer` and empties it. Unlike `Vec::zeroize` this leaves the unused capacity alone, which nothing was
+/// written to since it was last wiped: 128 KiB for each short message would cost more than the message.
+pub fn wipe(buffer: &mut Vec<u8>) {
+    buffer.as_mut_slice().zeroize();
+    buffer.clear();
 }
 
 /// Bytes that `value` takes inside a message, without the header.

@@ -7,7 +7,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,7 +17,6 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use serde::{Serialize, de::DeserializeOwned};
-use zeroize::Zeroize;
 
 use crate::codec::{self, Buffer, CodecError, MAX_MESSAGE};
 
@@ -124,6 +123,12 @@ impl AsFd for Listener {
     }
 }
 
+impl AsRawFd for Listener {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.file) {
@@ -176,7 +181,7 @@ impl Connection {
                 break Err(error);
             }
         };
-        self.buffer.0.zeroize();
+        codec::wipe(&mut self.buffer.0);
         outcome
     }
 
@@ -184,7 +189,7 @@ impl Connection {
     pub fn try_send<T: Serialize>(&mut self, message: &T) -> Result<bool, TransportError> {
         codec::encode(message, &mut self.buffer.0)?;
         let outcome = self.transmit();
-        self.buffer.0.zeroize();
+        codec::wipe(&mut self.buffer.0);
         outcome
     }
 
@@ -218,7 +223,7 @@ impl Connection {
                 };
                 // Only what arrived can hold a key: wiping the rest would cost more than the message itself.
                 self.buffer.0.truncate(length);
-                self.buffer.0.as_mut_slice().zeroize();
+                codec::wipe(&mut self.buffer.0);
                 Ok(Some(message?))
             }
             Err(Errno::AGAIN) => Ok(None),
@@ -273,6 +278,12 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 
