@@ -110,26 +110,24 @@ pub fn worst(findings: &[Finding]) -> Level {
 /// The findings as text for people.
 pub fn show(findings: &[Finding]) -> String {
     let width = findings.iter().map(|finding| finding.subject.chars().count()).max().unwrap_or_default();
-    let mut text = String::new();
-    for Finding { level, subject, text: found, fix } in findings {
+    let line = |Finding { level, subject, text, fix }: &Finding| {
         let word = match level {
             Level::Ok => "ok  ",
             Level::Warn => "warn",
             Level::Fail => "FAIL",
         };
-        text.push_str(&format!("{word}  {subject:width$}  {found}\n"));
-        if let Some(fix) = fix {
-            text.push_str(&format!("      {:width$}  -> {fix}\n", ""));
-        }
-    }
+        let fix = fix.as_ref().map_or_else(String::new, |fix| format!("      {:width$}  -> {fix}\n", ""));
+        format!("{word}  {subject:width$}  {text}\n{fix}")
+    };
+    let lines: Vec<String> = findings.iter().map(line).collect();
     let count = |level| findings.iter().filter(|finding| finding.level == level).count();
-    text.push_str(&format!(
-        "{} ok, {} warn, {} fail\n",
+    format!(
+        "{}{} ok, {} warn, {} fail\n",
+        lines.concat(),
         count(Level::Ok),
         count(Level::Warn),
         count(Level::Fail)
-    ));
-    text
+    )
 }
 
 fn ok(subject: impl Into<String>, text: impl Into<String>) -> Finding {

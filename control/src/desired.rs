@@ -144,7 +144,8 @@ impl Desired {
 
     /// Takes over the keys of `config`.
     pub fn new(config: Config) -> Self {
-        let Config { datapath: _, control: _, tunnels, policies, relays, warnings: _ } = config;
+        let Config { datapath: _, control: _, tunnels, policies, relays, holds_keys: _, warnings: _ } =
+            config;
         let mut desired = Self::default();
         for tunnel in tunnels {
             desired.add_tunnel(tunnel);

@@ -168,7 +168,7 @@ fn sa_row(id: SaId, outline: Option<&SaOutline>, report: Option<&SaReport>, up: 
         sequence: counters.sequence,
         drops: drop_map(&counters.drops),
         idle_seconds: counters.idle_seconds,
-        key_check: report.map(|report| report.key_check.iter().map(|byte| format!("{byte:02x}")).collect()),
+        key_check: report.map(|report| format!("{:016x}", u64::from_be_bytes(report.key_check))),
     }
 }
 

@@ -28,7 +28,7 @@ use postern_contract::settings::DatapathSettings;
 const CONNECTIONS: usize = 16;
 
 /// How long a connection may say nothing.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE: Duration = Duration::from_mins(1);
 
 /// The socket, private and removed at the end.
 #[derive(Debug)]
@@ -185,7 +185,7 @@ impl Daemon {
         let path = self.config.clone();
         let config = tokio::task::spawn_blocking(move || config::load(&path)).await;
         let config = config.map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
-        let Config { datapath, control, tunnels, policies, relays, warnings } =
+        let Config { datapath, control, tunnels, policies, relays, holds_keys, warnings } =
             config.map_err(|error| Failure {
                 kind: FailureKind::Configuration,
                 message: "the configuration file has errors; nothing was changed".to_owned(),
@@ -201,7 +201,7 @@ impl Daemon {
         if control != self.in_force.1 {
             notes.push("[control] changed: takes effect when postern-control is started again".to_owned());
         }
-        let kept = Config { datapath, control, tunnels, policies, relays, warnings: Vec::new() };
+        let kept = Config { datapath, control, tunnels, policies, relays, holds_keys, warnings: Vec::new() };
         let desired = Desired::new(kept);
         let changes = self.ask(|done| Command::Replace { desired, dry_run, done }).await?;
         let changes = changes.map_err(|problem| failure(FailureKind::DatapathDown, problem))?;

@@ -41,6 +41,8 @@ pub struct Config {
     pub policies: Vec<PlainPolicy>,
     /// Each `[[relay]]`.
     pub relays: Vec<Relay>,
+    /// The file itself holds keys, not only the names of key files.
+    pub holds_keys: bool,
     /// What may not be as it was meant.
     pub warnings: Vec<Diagnostic>,
 }
@@ -175,7 +177,7 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
     let directory = path.parent().unwrap_or(Path::new(""));
     let mut config = parse(&file, &text, &keys::Beside(directory.to_owned()))?;
     let open_to_others = keys::is_open_to_others(path) == Some(true);
-    if open_to_others && text.contains("key") && !config.tunnels.is_empty() {
+    if open_to_others && config.holds_keys {
         config.warnings.push(Diagnostic {
             severity: Severity::Warning,
             file,

@@ -1,6 +1,6 @@
 //! The sections of the file, each a function that reads its keys, and the checks between them.
 
-use core::cell::RefCell;
+use core::cell::{Cell, RefCell};
 use core::net::IpAddr;
 use core::ops::{Range, RangeInclusive};
 use std::collections::{HashMap, HashSet};
@@ -61,6 +61,7 @@ fn document_sections(
         keys,
         workers: datapath.as_ref().map(DatapathSettings::workers),
         seen: RefCell::default(),
+        holds_keys: Cell::new(false),
     };
     let tunnels: Vec<_> =
         root.tables("tunnel").into_iter().filter_map(|table| context.tunnel(table)).collect();
@@ -68,7 +69,15 @@ fn document_sections(
         root.tables("policy").into_iter().filter_map(|table| context.policy(table)).collect();
     let relays: Vec<_> = root.tables("relay").into_iter().filter_map(|table| context.relay(table)).collect();
     root.finish();
-    Some(Config { datapath: datapath?, control: control?, tunnels, policies, relays, warnings: Vec::new() })
+    Some(Config {
+        datapath: datapath?,
+        control: control?,
+        tunnels,
+        policies,
+        relays,
+        holds_keys: context.holds_keys.get(),
+        warnings: Vec::new(),
+    })
 }
 
 fn datapath(report: &Report<'_>, section: Option<Spanned<DeValue<'_>>>) -> Option<DatapathSettings> {
@@ -130,6 +139,8 @@ struct Context<'a> {
     /// Number of workers, if the datapath's section could be read.
     workers: Option<usize>,
     seen: RefCell<Seen>,
+    /// A key was given as digits.
+    holds_keys: Cell<bool>,
 }
 
 /// What was used before, and by whom.
@@ -445,7 +456,10 @@ impl Context<'_> {
                 table.error(text.span, inline, format!("give `{inline}` or `{file}`, not both"));
                 return None;
             }
-            (Some(text), None) => Located { span: text.span, value: text.value.0 },
+            (Some(text), None) => {
+                self.holds_keys.set(true);
+                Located { span: text.span, value: text.value.0 }
+            }
             (None, Some(path)) => match self.keys.read(&path.value) {
                 Ok(text) => Located { span: path.span, value: text },
                 Err(problem) => {

@@ -275,13 +275,11 @@ impl Supervisor {
                 let _ = reply.send(view);
             }
             Command::Latency(reply) => {
-                let latency = match &mut self.client {
-                    Some(client) => client.latency().await.map_err(Trouble::from),
-                    None => {
-                        let _ = reply.send(Err(self.problem.clone().unwrap_or_default()));
-                        return;
-                    }
+                let Some(client) = &mut self.client else {
+                    let _ = reply.send(Err(self.problem.clone().unwrap_or_default()));
+                    return;
                 };
+                let latency = client.latency().await.map_err(Trouble::from);
                 if let Err(trouble) = &latency {
                     self.lost(trouble);
                 }
