@@ -513,9 +513,10 @@ fn to_transport(
 ) -> Result<u16, DropReason> {
     let ip_len = arrival.ip_len();
     let start = payload_at.checked_sub(ip_len).ok_or(DropReason::Malformed)?;
+    // Before the trailer goes: the walk along IPv6 extension headers wants the packet as long as it says it is.
+    let next_header_at = header::next_header_at(arena.bytes(frame)).ok_or(DropReason::Malformed)?;
     frame.truncate(payload_at + payload_len);
     let bytes = arena.bytes_mut(frame);
-    let next_header_at = header::next_header_at(bytes).ok_or(DropReason::Malformed)?;
     if ip_len > bytes.len() || payload_at > bytes.len() {
         return Err(DropReason::Malformed);
     }

@@ -31,7 +31,7 @@ logging.getLogger("scapy").setLevel(logging.ERROR)
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM  # noqa: E402
 from scapy.layers.inet import IP, UDP  # noqa: E402
-from scapy.layers.inet6 import IPv6  # noqa: E402
+from scapy.layers.inet6 import IPv6, in6_chksum  # noqa: E402
 from scapy.layers.ipsec import AH, ESP, SecurityAssociation, zero_mutable_fields  # noqa: E402
 from scapy.packet import Raw  # noqa: E402
 
@@ -92,8 +92,8 @@ def with_protocol(packet, number):
     return bytes(head) + body
 
 
-def association(sa, outer=None, ports=None):
-    """scapy's object for an ESP SA."""
+def association(sa, sequence, outer=None, ports=None):
+    """scapy's object for an ESP SA. It takes a number 0 (the low half, with ESN) only as the association's own."""
     natt = None
     if sa.get("natt"):
         sport, dport = ports or (4500, 4500)
@@ -101,6 +101,7 @@ def association(sa, outer=None, ports=None):
     return SecurityAssociation(
         ESP,
         spi=sa["spi"],
+        seq_num=sequence & 0xFFFFFFFF,
         crypt_algo=ENCRYPTION[sa["encryption"]],
         crypt_key=bytes.fromhex(sa["key"]) or None,
         auth_algo=INTEGRITY[sa["integrity"]],
@@ -178,11 +179,14 @@ def open_ah(sa, sequence, packet):
 
 def seal_esp(sa, sequence, inner, outer, ports, iv):
     tunnel = parse(outer) if sa["mode"] == "tunnel" else None
-    sealed = association(sa, tunnel, ports).encrypt(
-        parse(inner), seq_num=sequence & 0xFFFFFFFF, iv=iv, esn_en=sa["esn"], esn=sequence >> 32
-    )
-    # The checksum of an encapsulating UDP header is zero (RFC 3948 section 2.1).
-    return bytes(sealed)
+    sealing = association(sa, sequence, tunnel, ports)
+    packet = bytes(sealing.encrypt(parse(inner), iv=iv, esn_en=sa["esn"], esn=sequence >> 32))
+    if sa.get("natt") and packet[0] >> 4 == 6:
+        # RFC 3948 section 2.1 wants a zero checksum in IPv4; over IPv6 it may not be zero (RFC 8200 section 8.1).
+        # scapy writes zero in both.
+        checksum = in6_chksum(PROTO_UDP, parse(packet), packet[40:]) or 0xFFFF
+        packet = packet[:46] + struct.pack("!H", checksum) + packet[48:]
+    return packet
 
 
 def open_esp(sa, sequence, packet):
@@ -198,7 +202,7 @@ def open_esp(sa, sequence, packet):
     elif not seen.haslayer(ESP):
         raise ValueError("no ESP header")
     outer = parse(packet[: header_size(packet)]) if sa["mode"] == "tunnel" else None
-    opened = bytes(association(sa, outer, ports).decrypt(seen, esn_en=sa["esn"], esn=sequence >> 32))
+    opened = bytes(association(sa, sequence, outer, ports).decrypt(seen, esn_en=sa["esn"], esn=sequence >> 32))
     return opened
 
 
@@ -207,13 +211,14 @@ def scapy_ah(sa, sequence, inner, outer):
     association = SecurityAssociation(
         AH,
         spi=sa["spi"],
+        seq_num=sequence & 0xFFFFFFFF,
         auth_algo=INTEGRITY[sa["integrity"]],
         auth_key=bytes.fromhex(sa["integrity_key"]),
         tunnel_header=parse(outer) if sa["mode"] == "tunnel" else None,
         esn_en=sa["esn"],
     )
     packet = parse(inner)
-    return bytes(association.encrypt(packet, seq_num=sequence & 0xFFFFFFFF, esn_en=sa["esn"], esn=sequence >> 32))
+    return bytes(association.encrypt(packet, esn_en=sa["esn"], esn=sequence >> 32))
 
 
 def seal(sa, sequence, inner, outer, ports, iv, ah_iv):

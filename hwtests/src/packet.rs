@@ -96,6 +96,12 @@ pub fn forwarded(packet: &[u8]) -> Vec<u8> {
     packet
 }
 
+/// What an outbound SA protects of `packet`: in tunnel mode it was forwarded into the tunnel, in transport mode the
+/// gateway stands for the host itself and leaves the header as it is (RFC 4301 section 4.1).
+pub fn protected(packet: &[u8], mode: &str) -> Vec<u8> {
+    if mode == "tunnel" { forwarded(packet) } else { packet.to_vec() }
+}
+
 /// Sends one UDP datagram from a socket inside `namespace`.
 pub fn send_datagram(namespace: &Netns, from: (IpAddr, u16), to: (IpAddr, u16), data: &[u8]) -> Result<()> {
     let socket = namespace.enter(|| Ok(UdpSocket::bind(from)?))?;

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use postern_hwtests::capture::{Capture, EspSa, fields_with_keys, frames};
 use postern_hwtests::config::{AES128GCM, AH_SPI_OFFSET, AH_SUITES, ESP_SUITES, Pair, Suite};
 use postern_hwtests::oracle::{Oracle, hex};
-use postern_hwtests::packet::{ETHERNET, ethernet, forwarded, ip_header, mac, send_datagram, udp};
+use postern_hwtests::packet::{ETHERNET, ethernet, forwarded, ip_header, mac, protected, send_datagram, udp};
 use postern_hwtests::topology::{Family, Kind, Topology, gateway_config, inside, more_inside, more_net};
 use postern_hwtests::traffic::Ping;
 use postern_hwtests::veth::route;
@@ -109,7 +109,7 @@ fn compare(mode: &'static str, outer: Family, inner: Family) -> Result<()> {
 /// DP-3: what Postern makes.
 fn made_by_postern(topology: &Topology, cases: &[Case], oracle: &mut Oracle, inner: Family) -> Result<()> {
     let (wire, host) = (topology.ns("wire")?, topology.ns("h1")?);
-    let protected = Capture::start(wire, "g1", "ip or ip6", &topology.dir().join("protected.pcap"))?;
+    let sealed = Capture::start(wire, "g1", "ip or ip6", &topology.dir().join("protected.pcap"))?;
     let clear =
         Capture::start(host, "eth0", &format!("udp port {PORT}"), &topology.dir().join("clear.pcap"))?;
     for (index, case) in cases.iter().enumerate() {
@@ -118,13 +118,13 @@ fn made_by_postern(topology: &Topology, cases: &[Case], oracle: &mut Oracle, inn
         }
         std::thread::sleep(Duration::from_millis(2));
     }
-    let (protected, clear) = (protected.finish()?, clear.finish()?);
+    let (sealed, clear) = (sealed.finish()?, clear.finish()?);
     let mut by_destination: HashMap<IpAddr, Vec<Vec<u8>>> = HashMap::new();
     for packet in frames(&clear)?.iter().filter_map(|frame| frame.get(ETHERNET..)) {
         by_destination.entry(destination(packet)?).or_default().push(packet.to_vec());
     }
     let mut by_spi: HashMap<u32, Vec<Vec<u8>>> = HashMap::new();
-    for packet in frames(&protected)?.iter().filter_map(|frame| frame.get(ETHERNET..)) {
+    for packet in frames(&sealed)?.iter().filter_map(|frame| frame.get(ETHERNET..)) {
         if let Some(spi) = spi_of(packet) {
             by_spi.entry(spi).or_default().push(packet.to_vec());
         }
@@ -141,20 +141,19 @@ fn made_by_postern(topology: &Topology, cases: &[Case], oracle: &mut Oracle, inn
         );
         for (sequence, (sent, made)) in (case.first..).zip(sent.iter().zip(made)) {
             let shown = || format!("{}, sequence number {sequence}:\n{}", case.describe(), hex(made));
-            // Opened, it is what the host sent, one hop on.
             let opened = oracle.open(&sa, sequence, made).with_context(shown)?;
-            let expected = forwarded(sent);
+            let expected = protected(sent, case.pair.mode);
             ensure!(opened == expected, "{}\nopens to\n{}\nnot\n{}", shown(), hex(&opened), hex(&expected));
             // And made again from the same parts it is the same, byte for byte.
             let again = oracle.rebuild(&sa, sequence, &expected, made).with_context(shown)?;
             ensure!(again == *made, "{}\nscapy makes\n{}", shown(), hex(&again));
         }
     }
-    checked_by_tshark(cases, &protected)
+    checked_by_tshark(cases, &sealed)
 }
 
 /// tshark 4.0 knows neither ESN nor every suite; where it knows, it must find every ICV good.
-fn checked_by_tshark(cases: &[Case], protected: &std::path::Path) -> Result<()> {
+fn checked_by_tshark(cases: &[Case], sealed: &std::path::Path) -> Result<()> {
     let (mut keys, mut expected) = (Vec::new(), Vec::new());
     for case in cases.iter().filter(|case| !case.esn && case.pair.ah.is_none()) {
         let Some((encryption, authentication)) = case.pair.esp.and_then(|suite| suite.tshark) else {
@@ -171,7 +170,7 @@ fn checked_by_tshark(cases: &[Case], protected: &std::path::Path) -> Result<()> 
         });
         expected.push(case);
     }
-    let rows = fields_with_keys(protected, &keys, "esp", &["esp.spi", "esp.icv_good", "esp.icv_bad"])?;
+    let rows = fields_with_keys(sealed, &keys, "esp", &["esp.spi", "esp.icv_good", "esp.icv_bad"])?;
     for case in expected {
         let spi = format!("{:#010x}", case.pair.spis.0);
         let verdicts: Vec<_> = rows.iter().filter(|row| row.first() == Some(&spi)).collect();

@@ -9,19 +9,20 @@ use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
+use postern_contract::counters::DropReason;
+use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, Direction, Encryption, Integrity, IpsecProtocol, Lifetime, Mode, PathPolicy, Policy, PolicyId, SaConfig, SaId,
-    Selector, UdpEncap,
+    Action, Direction, Encryption, Integrity, IpsecProtocol, Lifetime, Mode, PathPolicy, Policy, PolicyId,
+    SaConfig, SaId, Selector, UdpEncap,
 };
 use postern_contract::secret::Secret;
-use postern_contract::request::Operation;
 use postern_contract::{Generation, Translation, sa};
 use postern_datapath::testbed::{Layout, Testbed};
 use postern_hwtests::capture::{EspSa, fields_with_keys, write_pcap};
 use postern_hwtests::config::{AES128GCM, AH_SPI_OFFSET, AH_SUITES, ESP_SUITES, Pair, Suite};
 use postern_hwtests::netns::{janitor, scratch_dir, unique_prefix};
 use postern_hwtests::oracle::{Oracle, hex};
-use postern_hwtests::packet::{forwarded, ip_header, udp};
+use postern_hwtests::packet::{forwarded, ip_header, protected, udp};
 use postern_hwtests::topology::Family;
 use postern_wire::ids::Spi;
 
@@ -87,7 +88,8 @@ fn cases() -> Result<Vec<Case>> {
                     (_, Family::V4) => ("192.0.2.1".parse()?, "203.0.113.2".parse()?),
                     (_, Family::V6) => ("2001:db8::1".parse()?, "2001:db8:99::2".parse()?),
                 };
-                let mut pair = Pair::new(number, esp, ah, outer, (&hosts.0.to_string(), &hosts.1.to_string()))?;
+                let mut pair =
+                    Pair::new(number, esp, ah, outer, (&hosts.0.to_string(), &hosts.1.to_string()))?;
                 (pair.mode, pair.natt, pair.esn) = (mode, natt, Some(esn));
                 // ESN: the second packet's number is the last of the low half (RFC 4303 section 2.2.1).
                 let first = if esn { u64::from(u32::MAX) - 1 } else { 1 };
@@ -103,7 +105,9 @@ fn hosts(family: Family, number: u32) -> Result<(IpAddr, IpAddr)> {
     let [_, _, high, low] = number.to_be_bytes();
     Ok(match family {
         Family::V4 => ("10.1.0.2".parse()?, IpAddr::from([10, 200, high, low])),
-        Family::V6 => ("fd01::2".parse()?, IpAddr::from([0xfd02, 0, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low])])),
+        Family::V6 => {
+            ("fd01::2".parse()?, IpAddr::from([0xfd02, 0, 0, 0, 0, 0, 0, u16::from_be_bytes([high, low])]))
+        }
     })
 }
 
@@ -157,7 +161,8 @@ fn operations(case: &Case, number: u64) -> Vec<Operation> {
             operations.push(Operation::InstallSa(Box::new(ah)));
         }
         if let Some(esp) = pair.esp {
-            let esp = make(id(offset), IpsecProtocol::Esp, spi, mode, contract_suite(&esp, key, integrity_key));
+            let esp =
+                make(id(offset), IpsecProtocol::Esp, spi, mode, contract_suite(&esp, key, integrity_key));
             operations.push(Operation::InstallSa(Box::new(SaConfig { bundle, ..esp })));
         }
     }
@@ -217,7 +222,8 @@ fn every_combination(dir: &std::path::Path) -> Result<()> {
         let packets = made_by_a_worker(&mut bed, &mut oracle, case).with_context(|| case.describe())?;
         made_by_the_oracle(&mut bed, &mut oracle, case).with_context(|| case.describe())?;
         // tshark 4.0 knows neither ESN nor every suite, and does not look at AH.
-        let tshark = case.pair.esp.and_then(|suite| suite.tshark).filter(|_| !case.esn && case.pair.ah.is_none());
+        let tshark =
+            case.pair.esp.and_then(|suite| suite.tshark).filter(|_| !case.esn && case.pair.ah.is_none());
         if let Some((encryption, authentication)) = tshark {
             let [[key, integrity_key, _], _] = &case.pair.keys;
             keys.push(EspSa {
@@ -236,8 +242,9 @@ fn every_combination(dir: &std::path::Path) -> Result<()> {
     let file = dir.join("made.pcap");
     write_pcap(&file, &made)?;
     let verdicts = fields_with_keys(&file, &keys, "esp", &["esp.spi", "esp.icv_good"])?;
-    let good = verdicts.iter().filter(|row| row.get(1).is_some_and(|good| good == "1" || good == "True")).count();
-    ensure!(good == checkable && good > 500, "tshark finds {good} of {checkable} ICVs good");
+    let good =
+        verdicts.iter().filter(|row| row.get(1).is_some_and(|good| good == "1" || good == "True")).count();
+    ensure!(good == checkable && good > 390, "tshark finds {good} of {checkable} ICVs good");
     Ok(())
 }
 
@@ -248,11 +255,15 @@ fn made_by_a_worker(bed: &mut Testbed, oracle: &mut Oracle, case: &Case) -> Resu
         let sequence = case.first + number;
         let sent = case.inner(true, number)?;
         let (mut outside, inside) = bed.from_inside(&sent);
-        ensure!(outside.len() == 1 && inside.is_empty(), "{} outside, {} inside", outside.len(), inside.len());
+        ensure!(
+            outside.len() == 1 && inside.is_empty(),
+            "{} outside, {} inside",
+            outside.len(),
+            inside.len()
+        );
         let packet = outside.pop().context("nothing")?;
         let shown = || format!("sequence number {sequence}: {}", hex(&packet));
-        // Opened, it is what the host sent, one hop on.
-        let expected = forwarded(&sent);
+        let expected = protected(&sent, case.pair.mode);
         let opened = oracle.open(&sa, sequence, &packet).with_context(shown)?;
         ensure!(opened == expected, "{}\nopens to\n{}\nnot\n{}", shown(), hex(&opened), hex(&expected));
         // Made again from the same parts it is the same, byte for byte.
@@ -263,6 +274,12 @@ fn made_by_a_worker(bed: &mut Testbed, oracle: &mut Oracle, case: &Case) -> Resu
     Ok(made)
 }
 
+/// Everything that was dropped.
+fn drops(bed: &Testbed) -> String {
+    let counted = DropReason::ALL.iter().map(|reason| (reason.label(), bed.drops(*reason)));
+    counted.filter(|(_, count)| *count > 0).map(|(label, count)| format!("{label} {count} ")).collect()
+}
+
 fn made_by_the_oracle(bed: &mut Testbed, oracle: &mut Oracle, case: &Case) -> Result<()> {
     let sa = case.pair.oracle_sa(false, case.esn).context("no algorithms")?;
     let header = ip_header(case.pair.outer.1, case.pair.outer.0, 50, 0)?;
@@ -271,8 +288,14 @@ fn made_by_the_oracle(bed: &mut Testbed, oracle: &mut Oracle, case: &Case) -> Re
         let inner = case.inner(false, number)?;
         let sealed = oracle.seal(&sa, sequence, &inner, &header, (4500, 4500))?;
         let (outside, inside) = bed.from_outside(&sealed);
-        let shown = || format!("sequence number {sequence}: {}", hex(&sealed));
-        ensure!(outside.is_empty() && inside.len() == 1, "{}: {} outside, {} inside", shown(), outside.len(), inside.len());
+        let shown = || format!("sequence number {sequence}: {}\n{}", hex(&sealed), drops(bed));
+        ensure!(
+            outside.is_empty() && inside.len() == 1,
+            "{}: {} outside, {} inside",
+            shown(),
+            outside.len(),
+            inside.len()
+        );
         let (got, wanted) = (inside.first().map(|packet| hex(packet)), hex(&forwarded(&inner)));
         ensure!(got.as_deref() == Some(wanted.as_str()), "{}\nopens to\n{got:?}\nnot\n{wanted}", shown());
     }
