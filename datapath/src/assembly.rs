@@ -7,7 +7,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::core::{Core, ICMP_PER_SECOND, Outbox, PortInfo};
 use crate::counters::{SaDrops, WorkerCells};
 use crate::crypto::Backend;
-use crate::egress::Egress;
+use crate::egress::{Egress, Parking};
 use crate::fib::{Fib, PortIndex, Resolver};
 use crate::frame::{Arena, Frame, Pool};
 use crate::handoff::{Doorbell, Inbox};
@@ -122,6 +122,7 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
             host_port,
             socket_port,
             own: OutboundBatch::default(),
+            parking: Parking::new(),
             egress: Egress::new(infos.len()),
             cells,
             sa_drops: SaDrops::default(),

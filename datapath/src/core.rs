@@ -13,7 +13,7 @@ use postern_wire::ether::Mac;
 use crate::command::{Returned, Table};
 use crate::counters::{SaDrops, WorkerCells};
 use crate::crypto::Backend;
-use crate::egress::Egress;
+use crate::egress::{Egress, Parking};
 use crate::fib::{Fib, PortIndex, Resolver};
 use crate::frame::{Arena, Frame, Pool};
 use crate::handoff::{Doorbell, Parcel};
@@ -83,6 +83,8 @@ pub struct Core {
     pub socket_port: Option<PortIndex>,
     /// ICMP errors to hosts behind tunnels, which go through the outbound stages.
     pub own: OutboundBatch,
+    /// Packets that wait for a neighbour's link-layer address.
+    pub parking: Parking,
     /// Packets on their way out.
     pub egress: Egress,
     /// Counters.

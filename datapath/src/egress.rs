@@ -1,4 +1,7 @@
 //! The last stages: route → rewrite → transmit.
+//!
+//! A packet whose neighbour is not known yet waits a moment for the kernel's answer (RFC 1122 section 2.3.2.2: "the link
+//! layer SHOULD save (rather than discard) at least one (the latest) packet"), and is counted if none comes.
 
 use arrayvec::ArrayVec;
 use postern_contract::counters::DropReason;
@@ -51,7 +54,7 @@ pub fn send(core: &mut Core, mut frame: Frame, from: PortIndex, route: Route) {
     if ethernet {
         let Neighbour::Known(destination) = neighbour else {
             core.resolver.resolve(port, next_hop);
-            return core.discard(frame, from, DropReason::NeighbourUnresolved);
+            return park(core, frame, from);
         };
         core.resolver.touch(port, next_hop, core.now);
         let version = core.arena.bytes(&frame).first().map_or(0, |byte| byte >> 4);
@@ -64,6 +67,59 @@ pub fn send(core: &mut Core, mut frame: Frame, from: PortIndex, route: Route) {
         }
     }
     enqueue(core, frame, from, port);
+}
+
+/// A packet that waits for its neighbour.
+#[derive(Debug)]
+pub struct Parked {
+    frame: Frame,
+    from: PortIndex,
+    /// Second after which it is dropped.
+    until: u32,
+}
+
+/// Packets of one worker that wait for neighbours.
+pub type Parking = ArrayVec<Parked, BATCH>;
+/// Seconds that a packet waits at least; the kernel asks a neighbour three times, once a second.
+const PATIENCE: u32 = 2;
+
+fn park(core: &mut Core, frame: Frame, from: PortIndex) {
+    let parked = Parked { frame, from, until: core.now.saturating_add(PATIENCE) };
+    if let Err(full) = core.parking.try_push(parked) {
+        let Parked { frame, from, .. } = full.element();
+        core.discard(frame, from, DropReason::NeighbourUnresolved);
+    }
+}
+
+/// Tries the waiting packets again after routes and neighbours changed.
+pub fn unpark(core: &mut Core) {
+    for Parked { frame, from, until } in std::mem::take(&mut core.parking) {
+        let Some(destination) = crate::header::destination(core.arena.bytes(&frame)) else {
+            core.discard(frame, from, DropReason::Malformed);
+            continue;
+        };
+        let route = core.fib.lookup(destination);
+        let before = core.parking.len();
+        send(core, frame, from, route);
+        // Parked once more: it waits no longer than it would have.
+        if let Some(parked) = core.parking.get_mut(before) {
+            parked.until = until;
+        }
+    }
+}
+
+/// Drops the packets that have waited too long.
+pub fn evict(core: &mut Core) {
+    let now = core.now;
+    let mut kept = Parking::new();
+    for parked in std::mem::take(&mut core.parking) {
+        if parked.until < now {
+            core.discard(parked.frame, parked.from, DropReason::NeighbourUnresolved);
+        } else {
+            kept.push(parked);
+        }
+    }
+    core.parking = kept;
 }
 
 /// Puts a frame with its link header into the queue of `port`.

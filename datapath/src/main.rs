@@ -1,5 +1,6 @@
 //! postern-datapath: moves, protects and translates packets, as control tells it.
 
+use std::io::IsTerminal;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -57,7 +58,11 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     let settings = match read(&arguments.config) {
         Ok(settings) => settings,
         Err(error) => {

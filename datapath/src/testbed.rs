@@ -258,7 +258,8 @@ impl Testbed {
     pub fn missing_frames(&self) -> u64 {
         // The spill of all pools is one queue: it is counted once, the workers' own shares each.
         let workers = self.workers.borrow();
-        let own: usize = workers.iter().map(|worker| worker.core.pool.local()).sum();
+        let own: usize =
+            workers.iter().map(|worker| worker.core.pool.local() + worker.core.parking.len()).sum();
         let shared =
             workers.first().map_or(0, |worker| worker.core.pool.available() - worker.core.pool.local());
         u64::from(self.frames).saturating_sub((own + shared) as u64)

@@ -210,6 +210,7 @@ impl Worker {
         if second != self.core.now {
             self.core.now = second;
             self.core.icmp_tokens = ICMP_PER_SECOND;
+            egress::evict(&mut self.core);
             self.core.cells.free_frames.set(self.core.pool.available() as u64);
         }
     }
@@ -433,6 +434,7 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: Command) {
         Command::Fib(fib) => {
             let old = std::mem::replace(&mut core.fib, fib);
             core.send(Returned::Fib(old));
+            egress::unpark(core);
         }
         Command::ReportSas(places) => report(core, &places),
         Command::ReportRelays => core.send(Returned::Relays(core.relays.counters())),
