@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
 
-use crate::core::{Core, ICMP_PER_SECOND, Outbox, PortInfo};
+use crate::core::{ACQUIRES_PER_SECOND, Core, ICMP_PER_SECOND, Outbox, PortInfo};
 use crate::counters::{SaDrops, WorkerCells};
 use crate::crypto::Backend;
 use crate::egress::{Egress, Parking};
@@ -130,6 +130,7 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
             inboxes: Arc::clone(&inboxes),
             now: 0,
             icmp_tokens: ICMP_PER_SECOND,
+            acquire_tokens: ACQUIRES_PER_SECOND,
         };
         made.push(Worker::new(core, ports, server_of.clone(), commands)?);
     }

@@ -99,10 +99,14 @@ pub struct Core {
     pub now: u32,
     /// ICMP errors that may still be sent in this second.
     pub icmp_tokens: u32,
+    /// `Acquire` events that may still be raised in this second.
+    pub acquire_tokens: u32,
 }
 
 /// ICMP errors that a worker sends in a second (RFC 1812 section 4.3.2.8, RFC 4443 section 2.4 (f)).
 pub const ICMP_PER_SECOND: u32 = 1000;
+/// `Acquire` events that a worker raises in a second: anyone inside can cause one with any packet.
+pub const ACQUIRES_PER_SECOND: u32 = 1000;
 
 impl Core {
     /// Gives a dropped frame back and counts why.
@@ -131,8 +135,8 @@ impl Core {
         self.discard(frame, port, reason);
     }
 
-    /// Sends something to the main thread. Objects are never lost: the outbox is larger than all that can be under way
-    /// (see [`crate::worker::OUTBOX`]); events are counted when it is full.
+    /// Sends something to the main thread. Objects are never lost: events leave half of the outbox to them, which is
+    /// more than all that can be under way (see [`crate::worker::OUTBOX`]).
     pub fn send(&self, returned: Returned) {
         if self.outbox.queue.push((self.id, returned)).is_err() {
             self.cells.lost_events.add(1);
@@ -140,9 +144,23 @@ impl Core {
         self.outbox.bell.ring();
     }
 
-    /// Raises an event.
+    /// Raises an event, or counts it as lost when the main thread does not keep up.
     pub fn event(&self, event: Event) {
-        self.send(Returned::Event(event));
+        if self.outbox.queue.len() < self.outbox.queue.capacity() / 2 {
+            self.send(Returned::Event(event));
+        } else {
+            self.cells.lost_events.add(1);
+        }
+    }
+
+    /// Tells that a policy wants an SA, but not for every packet that waits for it.
+    pub fn acquire(&mut self, event: Event) {
+        if self.acquire_tokens > 0 {
+            self.acquire_tokens -= 1;
+            self.event(event);
+        } else {
+            self.cells.lost_events.add(1);
+        }
     }
 
     /// Hands a frame to another worker.

@@ -108,6 +108,9 @@ pub struct WorkerCells {
     pub outbound: Cell,
     /// Frames that were handed to another worker.
     pub handed_off: Cell,
+    /// Packets that the worker made: further fragments of one packet, and ICMP errors. What was received and made was
+    /// either transmitted or dropped.
+    pub made: Cell,
     /// Events lost because the outbox was full.
     pub lost_events: Cell,
     /// Ports, by index.

@@ -145,7 +145,7 @@ pub fn flush(core: &mut Core, ports: &mut [Option<Box<dyn Port>>], server_of: &[
         } else {
             let server = server_of.get(index).copied().unwrap_or(u8::MAX);
             for (frame, from) in queue.drain(..) {
-                core.hand_off(server, from, Parcel::Transmit { frame, port: out });
+                core.hand_off(server, from, Parcel::Transmit { frame, port: out, from });
             }
         }
         if let Some(place) = core.egress.queues.get_mut(index) {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use postern_contract::counters::DropReason;
 use postern_wire::flow::{Flow, Fragment};
 use postern_wire::ids::Protocol;
-use postern_wire::{icmp, ip4};
+use postern_wire::{icmp, ip4, ip6};
 
 use crate::core::Core;
 use crate::egress;
@@ -13,6 +13,9 @@ use crate::fib::{PortIndex, Route};
 use crate::frame::Frame;
 use crate::header;
 use crate::outbound::{Came, Cleartext};
+
+/// The highest offset that a fragment can have (RFC 791 section 3.1).
+const LAST_OFFSET: usize = 0x1fff * 8;
 
 /// How an ICMP error gets back to the packet's sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ pub fn deliver(core: &mut Core, mut frame: Frame, from: PortIndex, clamp: Option
     {
         header::clamp_mss(core.arena.bytes_mut(&mut frame), usize::from(flow.header_len), mtu);
     }
-    route(core, frame, from, &flow, Origin::Tunnel);
+    route(core, frame, from, &flow, Origin::Tunnel, true);
 }
 
 /// Largest inner packet that the way back through the tunnel takes: a peer should not send more either.
@@ -55,80 +58,69 @@ fn tunnel_mtu(core: &Core, sa: u32) -> Option<usize> {
         _ => 1500,
     };
     let mtu = outbound.config.path.mtu.map_or(mtu, |limit| mtu.min(usize::from(limit)));
-    Some(crate::outbound::max_inner(core, outbound, mtu))
+    let header_len = if outbound.config.remote.is_ipv6() { ip6::LEN } else { ip4::MIN_LEN };
+    Some(crate::outbound::max_inner(core, outbound, mtu, header_len))
 }
 
-/// Forwards a packet that is not to be protected.
-pub fn route(core: &mut Core, mut frame: Frame, from: PortIndex, flow: &Flow, origin: Origin) {
+/// Forwards a packet that is not to be protected. `hop`: this node is a router on its way, not its source.
+pub fn route(core: &mut Core, mut frame: Frame, from: PortIndex, flow: &Flow, origin: Origin, hop: bool) {
     let route = core.fib.lookup(flow.destination);
     let Route::Via { mtu, .. } = route else {
         return egress::send(core, frame, from, route);
     };
-    if frame.len() > usize::from(mtu) {
-        if flow.dont_fragment {
-            complain(core, &frame, from, origin, Complaint::TooBig(usize::from(mtu)));
-            return core.discard(frame, from, DropReason::TooBig);
-        }
-        return fragment(core, frame, from, flow, origin, usize::from(mtu), route);
-    }
-    if header::decrement_ttl(core.arena.bytes_mut(&mut frame)).is_none() {
+    if hop && header::decrement_ttl(core.arena.bytes_mut(&mut frame)).is_none() {
         complain(core, &frame, from, origin, Complaint::TimeExceeded);
         return core.discard(frame, from, DropReason::TtlExpired);
     }
-    egress::send(core, frame, from, route);
+    let mtu = usize::from(mtu);
+    if frame.len() > mtu && flow.dont_fragment {
+        complain(core, &frame, from, origin, Complaint::TooBig(mtu));
+        return core.discard(frame, from, DropReason::TooBig);
+    }
+    send_in_pieces(core, frame, from, mtu, route);
 }
 
-fn fragment(
-    core: &mut Core,
-    mut frame: Frame,
-    from: PortIndex,
-    flow: &Flow,
-    origin: Origin,
-    mtu: usize,
-    route: Route,
-) {
-    if header::decrement_ttl(core.arena.bytes_mut(&mut frame)).is_none() {
-        complain(core, &frame, from, origin, Complaint::TimeExceeded);
-        return core.discard(frame, from, DropReason::TtlExpired);
+/// Sends an IPv4 packet without DF in as many fragments as it takes.
+pub fn send_in_pieces(core: &mut Core, mut frame: Frame, from: PortIndex, mtu: usize, route: Route) {
+    loop {
+        match split(core, &mut frame, mtu) {
+            Ok(Some(piece)) => egress::send(core, piece, from, route),
+            Ok(None) => return egress::send(core, frame, from, route),
+            Err(reason) => return core.discard(frame, from, reason),
+        }
     }
-    while let Some(first) = split(core, &mut frame, usize::from(flow.header_len), mtu) {
-        egress::send(core, first, from, route);
-    }
-    if frame.len() > mtu {
-        return core.discard(frame, from, DropReason::NoFrame);
-    }
-    egress::send(core, frame, from, route);
 }
 
 /// Cuts the first fragment of at most `mtu` bytes off an IPv4 packet (RFC 791 section 3.2). `frame` keeps the rest as a
-/// packet of its own. `None` when the rest fits, or no frame is free.
-pub fn split(core: &mut Core, frame: &mut Frame, header_len: usize, mtu: usize) -> Option<Frame> {
+/// packet of its own. `None` when the rest fits; a packet that cannot be cut is left as it is.
+pub fn split(core: &mut Core, frame: &mut Frame, mtu: usize) -> Result<Option<Frame>, DropReason> {
     if frame.len() <= mtu {
-        return None;
+        return Ok(None);
     }
-    let payload = ip4::fragment_payload_len(header_len, mtu)?;
-    let mut first = core.pool.take()?;
-    let cut = split_into(core, frame, &mut first, header_len, payload);
-    if cut.is_none() {
+    let mut first = core.pool.take().ok_or(DropReason::NoFrame)?;
+    if split_into(core, frame, &mut first, mtu).is_none() {
         core.pool.give(first);
-        return None;
+        return Err(DropReason::Unfragmentable);
     }
-    Some(first)
+    core.cells.made.add(1);
+    Ok(Some(first))
 }
 
-fn split_into(
-    core: &Core,
-    frame: &mut Frame,
-    first: &mut Frame,
-    header_len: usize,
-    payload: usize,
-) -> Option<()> {
+fn split_into(core: &Core, frame: &mut Frame, first: &mut Frame, mtu: usize) -> Option<()> {
     let arena = &core.arena;
-    first.grow_back(header_len + payload)?;
-    let (offset, more) = {
+    // A later fragment may have a shorter header than the first, so it is read each time.
+    let (header_len, offset, more) = {
         let view = ip4::View::parse(arena.bytes(frame)).ok()?;
-        (usize::from(view.fragment_offset()), view.more_fragments())
+        (view.header_len(), usize::from(view.fragment_offset()), view.more_fragments())
     };
+    let payload = ip4::fragment_payload_len(header_len, mtu)?;
+    // Everything that can fail comes before the first change to `frame`.
+    let mut options = [0u8; ip4::MAX_LEN];
+    let kept = ip4::copied_options(arena.bytes(frame).get(ip4::MIN_LEN..header_len)?, &mut options)?;
+    if offset + payload > LAST_OFFSET {
+        return None;
+    }
+    first.grow_back(header_len + payload)?;
     let bytes = arena.bytes_mut(first);
     bytes.copy_from_slice(arena.bytes(frame).get(..header_len + payload)?);
     ip4::set_total_len(bytes, header_len + payload)?;
@@ -136,8 +128,6 @@ fn split_into(
     // The rest: its header moves up to what is left of the payload, with the options that fragments carry.
     let mut head = [0u8; ip4::MAX_LEN];
     head.get_mut(..header_len)?.copy_from_slice(arena.bytes(frame).get(..header_len)?);
-    let mut options = [0u8; ip4::MAX_LEN];
-    let kept = ip4::copied_options(head.get(ip4::MIN_LEN..header_len)?, &mut options)?;
     let rest_header = ip4::MIN_LEN + kept;
     frame.shrink_front(header_len + payload)?;
     frame.grow_front(rest_header)?;
@@ -184,17 +174,18 @@ pub fn complain(core: &mut Core, frame: &Frame, from: PortIndex, origin: Origin,
     });
     let Some(len) = written else { return core.pool.give(reply) };
     reply.truncate(len);
+    core.cells.made.add(1);
     match origin {
         Origin::Inside => {
             let Some(destination) = header::destination(core.arena.bytes(&reply)) else {
-                return core.pool.give(reply);
+                return core.discard(reply, from, DropReason::Malformed);
             };
             let route = core.fib.lookup(destination);
             egress::send(core, reply, from, route);
         }
         Origin::Tunnel => {
             if let Err(reply) = core.own.push(reply, Cleartext { port: from, came: Came::Own }) {
-                core.pool.give(reply);
+                core.discard(reply, from, DropReason::NoFrame);
             }
         }
     }

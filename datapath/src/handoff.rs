@@ -39,6 +39,8 @@ pub enum Parcel {
         frame: Frame,
         /// Where it goes out.
         port: PortIndex,
+        /// Where it came in.
+        from: PortIndex,
     },
 }
 

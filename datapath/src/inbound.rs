@@ -49,11 +49,13 @@ pub struct Arrival {
     pub under: u32,
     /// IPsec headers already taken off.
     pub depth: u8,
+    /// The sender on the wire; behind a relay the IP header is rewritten before it is believed.
+    pub source: IpAddr,
 }
 
 impl Arrival {
-    /// From the common parser's result, for a packet that begins with its IP header.
-    pub fn new(port: PortIndex, classified: &Classified) -> Option<Self> {
+    /// From the common parser's result, for a `packet` that begins with its IP header.
+    pub fn new(port: PortIndex, classified: Classified, packet: &[u8]) -> Option<Self> {
         let (protocol, encapsulated) = match classified.class {
             Class::Esp => (IpsecProtocol::Esp, false),
             Class::EspInUdp => (IpsecProtocol::Esp, true),
@@ -61,7 +63,8 @@ impl Arrival {
             _ => return None,
         };
         let transport = classified.transport.checked_sub(classified.network)?;
-        Some(Self { port, transport, protocol, encapsulated, under: NO_LINK, depth: 0 })
+        let source = header::source(packet)?;
+        Some(Self { port, transport, protocol, encapsulated, under: NO_LINK, depth: 0, source })
     }
 
     fn at(&self) -> usize {
@@ -147,7 +150,9 @@ fn lookup(core: &Core, batch: &mut InboundBatch) {
         *sequence = u64::from(low);
         match core.spis.get(arrival.protocol, spi) {
             Some(handle) if handle.worker() == core.id => *sa = handle.index(),
-            Some(handle) => *next = Next::HandOff(handle.worker()),
+            Some(handle) if arrival.depth == 0 => *next = Next::HandOff(handle.worker()),
+            // A bundle's SAs share a worker, so this AH is not the one that the ESP SA wants.
+            Some(_) => *next = Next::Drop(DropReason::BundleMissing),
             None if arrival.depth == 0 && !core.relays.is_empty() => *next = Next::Relay,
             None => *next = Next::Drop(DropReason::UnknownSpi),
         }
@@ -309,14 +314,13 @@ fn accept(core: &mut Core, batch: &mut InboundBatch) {
         state.last_used = core.now;
         if newest && state.config.follow_peer && arrival.encapsulated == state.config.encap.is_some() {
             let packet = core.arena.bytes(frame);
-            let Some(source) = header::source(packet) else { continue };
             let port = if arrival.encapsulated {
                 header::get_u16(packet, arrival.ip_len()).unwrap_or(state.peer_port)
             } else {
                 0
             };
-            if source != state.peer || port != state.peer_port {
-                follow(core, *sa, source, port);
+            if arrival.source != state.peer || port != state.peer_port {
+                follow(core, *sa, arrival.source, port);
             }
         }
     }

@@ -164,7 +164,7 @@ fn select(core: &mut Core, batch: &mut OutboundBatch) {
             }
             Verdict::Protect(_, Some(handle)) => Next::HandOff(handle.worker()),
             Verdict::Protect(policy, None) => {
-                core.event(Event::Acquire {
+                core.acquire(Event::Acquire {
                     policy,
                     source: flow.source,
                     destination: flow.destination,
@@ -206,7 +206,7 @@ fn fit(core: &mut Core, batch: &mut OutboundBatch) {
         }
         let route = outer_route(core, state);
         set(&mut batch.routes, index, route);
-        let limit = max_inner(core, state, path_mtu(state, route));
+        let limit = max_inner(core, state, path_mtu(state, route), usize::from(flow.header_len));
         let (clamp, tunnel) = (state.config.path.mss_clamp, state.config.mode == Mode::Tunnel);
         let Some(frame) = batch.frames.get_mut(index) else { continue };
         if clamp && flow.protocol == Protocol::TCP && flow.fragment == Fragment::No {
@@ -249,19 +249,17 @@ fn fragment(
 ) {
     loop {
         let Some(frame) = batch.frames.get_mut(index) else { return };
-        let Ok(flow) = Flow::parse(core.arena.bytes(frame)) else {
-            return set(&mut batch.next, index, Next::DropOfSa(DropReason::BadInner));
-        };
-        set(&mut batch.flows, index, Some(flow));
-        if frame.len() <= limit {
-            return;
-        }
-        let Some(piece) = forward::split(core, frame, usize::from(flow.header_len), limit) else {
-            return set(&mut batch.next, index, Next::DropOfSa(DropReason::NoFrame));
+        let piece = match forward::split(core, frame, limit) {
+            Ok(Some(piece)) => piece,
+            Ok(None) => {
+                let flow = Flow::parse(core.arena.bytes(frame)).ok();
+                return set(&mut batch.flows, index, flow);
+            }
+            Err(reason) => return set(&mut batch.next, index, Next::DropOfSa(reason)),
         };
         let flow = Flow::parse(core.arena.bytes(&piece)).ok();
         if let Err(piece) = batch.add(piece, cleartext, flow, sa, route) {
-            core.pool.give(piece);
+            core.discard_of_sa(piece, cleartext.port, DropReason::NoFrame, Table::Outbound, sa);
             return set(&mut batch.next, index, Next::DropOfSa(DropReason::NoFrame));
         }
     }
@@ -288,12 +286,16 @@ fn ah_len(config: &SaShared, v6: bool) -> usize {
     }
 }
 
-/// Largest inner packet (in transport mode: packet) that fits outer packets of `mtu` bytes.
-pub fn max_inner(core: &Core, state: &Outbound, mtu: usize) -> usize {
+/// Largest inner packet (in transport mode: packet, whose header has `header_len` bytes) that fits outer packets of
+/// `mtu` bytes.
+pub fn max_inner(core: &Core, state: &Outbound, mtu: usize, header_len: usize) -> usize {
     let v6 = state.config.remote.is_ipv6();
-    let ip = if v6 { ip6::LEN } else { ip4::MIN_LEN };
     let bundle = core.outbound.get(state.bundle).map_or(0, |bundle| ah_len(&bundle.config, v6));
-    let kept = if state.config.mode == Mode::Transport { ip } else { 0 };
+    let (ip, kept) = match state.config.mode {
+        Mode::Transport => (header_len, header_len),
+        Mode::Tunnel if v6 => (ip6::LEN, 0),
+        Mode::Tunnel => (ip4::MIN_LEN, 0),
+    };
     match &state.config.key {
         SaKey::Ah(_) => (mtu + kept).saturating_sub(ip + ah_len(&state.config, v6)),
         SaKey::Esp(key) => {
@@ -344,7 +346,8 @@ fn draw(core: &mut Core, sa: u32, bytes: u64) -> Result<Reserved, DropReason> {
     let now = core.now;
     let state = core.outbound.get_mut(sa).ok_or(DropReason::SaMissing)?;
     if state.stopped {
-        return Err(DropReason::LifetimeExpired);
+        let exhausted = state.sequence.last() >= state.sequence.limit();
+        return Err(if exhausted { DropReason::SequenceExhausted } else { DropReason::LifetimeExpired });
     }
     let id = state.config.id;
     let (packets, total) = (state.traffic.packets + 1, state.traffic.bytes + bytes);
@@ -678,7 +681,8 @@ fn to_wire(packet: &mut [u8], state: &Outbound, at: usize) -> Option<()> {
         header::set_addresses(packet, config.local, state.peer)?;
     }
     if config.encap.is_some()
-        && let (IpAddr::V6(source), IpAddr::V6(destination)) = (config.local, state.peer)
+        && let Some((IpAddr::V6(source), IpAddr::V6(destination))) =
+            header::source(packet).zip(header::destination(packet))
     {
         // RFC 8200 section 8.1: unlike IPv4, UDP over IPv6 needs a checksum.
         let datagram = packet.get_mut(at.checked_sub(udp::LEN)?..)?;
@@ -703,7 +707,8 @@ fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
         match (next, flow) {
             (Next::Continue, _) => transmit(core, frame, port, *sa, *route),
             (Next::Bypass, Some(flow)) => {
-                forward::route(core, frame, port, flow, Origin::Inside);
+                let hop = cleartext.came == Came::Forwarded;
+                forward::route(core, frame, port, flow, Origin::Inside, hop);
             }
             (Next::Bypass, None) => core.discard(frame, port, DropReason::Malformed),
             (Next::Drop(reason), _) => core.discard(frame, port, *reason),
@@ -724,7 +729,7 @@ fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
 }
 
 /// Sends a protected packet; in transport mode it may have to be fragmented now.
-fn transmit(core: &mut Core, mut frame: Frame, from: PortIndex, sa: u32, route: Route) {
+fn transmit(core: &mut Core, frame: Frame, from: PortIndex, sa: u32, route: Route) {
     if let Some(port) = core.socket_port {
         return egress::enqueue(core, frame, from, port);
     }
@@ -732,13 +737,7 @@ fn transmit(core: &mut Core, mut frame: Frame, from: PortIndex, sa: u32, route: 
         && frame.len() > usize::from(mtu)
         && Flow::parse(core.arena.bytes(&frame)).is_ok_and(|flow| !flow.dont_fragment)
     {
-        while let Some(piece) = {
-            let header_len =
-                Flow::parse(core.arena.bytes(&frame)).map_or(0, |flow| usize::from(flow.header_len));
-            forward::split(core, &mut frame, header_len, usize::from(mtu))
-        } {
-            egress::send(core, piece, from, route);
-        }
+        return forward::send_in_pieces(core, frame, from, usize::from(mtu), route);
     }
     if matches!(route, Route::Local | Route::Kernel { .. }) {
         // The peer's address is not reached through any of our interfaces: not a packet for the TUN device.

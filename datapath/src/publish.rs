@@ -3,8 +3,7 @@
 //! Nothing here is touched by a packet. Indices, workers and links are decided here, so that a worker only puts,
 //! takes and looks up; an index is used again only after its object came back.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -125,6 +124,8 @@ impl Indices {
 struct Record {
     config: Arc<SaShared>,
     handle: Handle,
+    /// Second since the start, from which its time limits count.
+    installed: u32,
 }
 
 /// First sequence number and ceiling of new outbound SAs.
@@ -153,8 +154,8 @@ pub struct Publisher {
     inbound_spis: HashMap<(IpsecProtocol, Spi), SaId>,
     /// Outbound SAs by their keys: two with the same keys would use the same nonces.
     outbound_keys: HashMap<[u8; 16], SaId>,
-    /// ESP SAs by the AH SA of their bundle.
-    bundled_by: HashMap<SaId, SaId>,
+    /// Bundles: AH SA and ESP SA, whether the AH SA is installed or not.
+    bundles: BTreeSet<(SaId, SaId)>,
     policies: BTreeMap<PolicyId, PolicyRecord>,
     /// Policies by the SA that they name, installed or not.
     users: BTreeSet<(SaId, PolicyId)>,
@@ -162,8 +163,10 @@ pub struct Publisher {
     prefixes: HashMap<IpNet, u32>,
     relays: BTreeMap<RelayId, RelayEntry>,
     relay_keys: HashMap<(IpsecProtocol, Spi, std::net::IpAddr), RelayId>,
-    /// Seconds at which time limits are reached.
-    deadlines: BinaryHeap<Reverse<(u64, SaId, bool)>>,
+    /// How many entries take packets with an SPI, at whatever address: SAs are found without one.
+    relay_spis: HashMap<(IpsecProtocol, Spi), u32>,
+    /// Seconds at which time limits are reached, also of SAs that are gone or have other limits by now.
+    deadlines: BTreeSet<(u64, SaId, bool)>,
     steer: SteerChanges,
     events: Vec<Event>,
     /// Reservations that could not be written and will be tried again.
@@ -191,13 +194,14 @@ impl Publisher {
             sas: BTreeMap::new(),
             inbound_spis: HashMap::new(),
             outbound_keys: HashMap::new(),
-            bundled_by: HashMap::new(),
+            bundles: BTreeSet::new(),
             policies: BTreeMap::new(),
             users: BTreeSet::new(),
             prefixes: HashMap::new(),
             relays: BTreeMap::new(),
             relay_keys: HashMap::new(),
-            deadlines: BinaryHeap::new(),
+            relay_spis: HashMap::new(),
+            deadlines: BTreeSet::new(),
             steer: SteerChanges::default(),
             events: Vec::new(),
             unreserved: Vec::new(),
@@ -268,10 +272,14 @@ impl Publisher {
     fn reserve(&mut self, batches: &[Vec<Operation>]) -> std::io::Result<Reservations> {
         let mut raises = Vec::new();
         let mut reservations = Reservations::new();
+        let mut removed = HashSet::new();
         for operation in batches.iter().flatten() {
+            if let Operation::RemoveSa(id) = operation {
+                removed.insert(*id);
+            }
             if let Operation::InstallSa(config) = operation
                 && config.direction == Direction::Outbound
-                && !self.sas.contains_key(&config.id)
+                && (removed.contains(&config.id) || !self.sas.contains_key(&config.id))
                 && config.suite.validate(config.protocol).is_ok()
             {
                 let print = fingerprint(&config.suite);
@@ -303,7 +311,9 @@ impl Publisher {
         }
         let shared = SaShared::build(config)?;
         let (direction, protocol, spi) = (shared.direction, shared.protocol, shared.spi.on_wire);
-        if direction == Direction::Inbound && self.inbound_spis.contains_key(&(protocol, spi)) {
+        let taken = self.inbound_spis.contains_key(&(protocol, spi))
+            || self.relay_spis.contains_key(&(protocol, spi));
+        if direction == Direction::Inbound && taken {
             return Err(Refusal::SpiTaken(spi));
         }
         let worker = self.worker_for(config)?;
@@ -324,11 +334,13 @@ impl Publisher {
             }
             let reserved = reserved.as_ref().map_err(Clone::clone)?;
             numbers = *reserved.get(&config.id).ok_or(Refusal::Full)?;
-            self.outbound_keys.insert(shared.fingerprint, config.id);
         }
         let link = self.workers.get_mut(usize::from(worker)).ok_or(Refusal::Full)?;
         let index = link.indices(table).take().ok_or(Refusal::Full)?;
         let handle = Handle::new(worker, index).ok_or(Refusal::Full)?;
+        if direction == Direction::Outbound {
+            self.outbound_keys.insert(shared.fingerprint, config.id);
+        }
         let shared = Arc::new(shared);
         let command = match direction {
             Direction::Inbound => {
@@ -344,22 +356,25 @@ impl Publisher {
             self.inbound_spis.insert((protocol, spi), config.id);
         }
         if let (Some(bundle), IpsecProtocol::Esp) = (shared.bundle, protocol) {
-            self.bundled_by.insert(bundle, config.id);
+            self.bundles.insert((bundle, config.id));
         }
         self.note_deadlines(&shared, now);
         let pair = shared.pair;
-        self.sas.insert(config.id, Record { config: shared, handle });
+        self.sas.insert(config.id, Record { config: shared, handle, installed: now });
         self.link(config.id);
         if let Some(pair) = pair {
             self.link(pair);
         }
+        self.link_bundles(config.id);
         if direction == Direction::Inbound {
             // Only now does a packet find it: links stand and the SA is whole.
             for link in &mut self.workers {
                 link.push(Command::Route(protocol, spi, Some(handle)));
             }
         }
-        self.point_users(config.id, Some(handle));
+        if direction == Direction::Outbound {
+            self.point_users(config.id, Some(handle));
+        }
         Ok(Done::Applied)
     }
 
@@ -419,6 +434,14 @@ impl Publisher {
         self.send(worker, command);
     }
 
+    /// Tells the ESP SAs of a bundle where its AH SA is, or that it is gone.
+    fn link_bundles(&mut self, ah: SaId) {
+        let bundled = self.bundles.range((ah, SaId(0))..=(ah, SaId(u64::MAX)));
+        for esp in bundled.map(|(_, esp)| *esp).collect::<Vec<_>>() {
+            self.link(esp);
+        }
+    }
+
     fn send(&mut self, worker: u8, command: Command) {
         if let Some(link) = self.workers.get_mut(usize::from(worker)) {
             link.push(command);
@@ -434,9 +457,10 @@ impl Publisher {
         if record.config.bundle != new.bundle {
             return Err(Refusal::Immutable("bundle".to_owned()));
         }
-        let old = &record.config;
+        let old = Arc::clone(&record.config);
         let move_peer = old.remote != new.remote || old.encap != new.encap;
         let new = Arc::new(new);
+        let installed = record.installed;
         let command = Command::Reconfigure {
             table: table_of(new.direction),
             index: record.handle.index(),
@@ -444,17 +468,22 @@ impl Publisher {
             move_peer,
         };
         let worker = record.handle.worker();
-        record.config = new;
+        record.config = Arc::clone(&new);
+        if old.lifetime != new.lifetime {
+            self.note_deadlines(&new, installed);
+        }
         self.send(worker, command);
         self.link(config.id);
-        if let Some(pair) = config.pair {
+        for pair in old.pair.into_iter().chain(config.pair) {
             self.link(pair);
         }
         Ok(Done::Applied)
     }
 
     fn remove_sa(&mut self, id: SaId) -> Done {
-        let Some(Record { config, handle }) = self.sas.remove(&id) else { return Done::Already };
+        let Some(Record { config, handle, installed: _ }) = self.sas.remove(&id) else {
+            return Done::Already;
+        };
         self.point_users(id, None);
         if config.direction == Direction::Inbound {
             let key = (config.protocol, config.spi.on_wire);
@@ -466,13 +495,9 @@ impl Publisher {
         if let Some(pair) = config.pair {
             self.link(pair);
         }
-        if let Some(esp) = self.bundled_by.remove(&id) {
-            self.link(esp);
-        }
-        if let Some(bundle) = config.bundle
-            && self.bundled_by.get(&bundle) == Some(&id)
-        {
-            self.bundled_by.remove(&bundle);
+        self.link_bundles(id);
+        if let Some(bundle) = config.bundle {
+            self.bundles.remove(&(bundle, id));
         }
         self.send(handle.worker(), Command::Take(table_of(config.direction), handle.index()));
         if config.direction == Direction::Outbound {
@@ -587,13 +612,21 @@ impl Publisher {
             }
         }
         let keys = relay_keys(entry);
-        for key in &keys {
-            if self.relay_keys.get(key).is_some_and(|owner| *owner != entry.id) {
-                return Err(Refusal::SpiTaken(key.1));
+        for (position, key) in keys.iter().enumerate() {
+            let (protocol, spi, _) = *key;
+            if self.relay_keys.get(key).is_some_and(|owner| *owner != entry.id)
+                || keys.iter().take(position).any(|other| other == key)
+                || self.inbound_spis.contains_key(&(protocol, spi))
+            {
+                return Err(Refusal::SpiTaken(spi));
             }
         }
         self.forget_relay_keys(entry.id);
-        self.relay_keys.extend(keys.into_iter().map(|key| (key, entry.id)));
+        for key in keys {
+            let (protocol, spi, _) = key;
+            self.relay_keys.insert(key, entry.id);
+            *self.relay_spis.entry((protocol, spi)).or_insert(0) += 1;
+        }
         self.relays.insert(entry.id, *entry);
         for link in &mut self.workers {
             link.push(Command::PutRelay(*entry));
@@ -605,6 +638,12 @@ impl Publisher {
         if let Some(old) = self.relays.get(&id) {
             for key in relay_keys(old) {
                 self.relay_keys.remove(&key);
+                if let Some(count) = self.relay_spis.get_mut(&(key.0, key.1)) {
+                    *count -= 1;
+                    if *count == 0 {
+                        self.relay_spis.remove(&(key.0, key.1));
+                    }
+                }
             }
         }
     }
@@ -628,24 +667,25 @@ impl Publisher {
         }
     }
 
-    fn note_deadlines(&mut self, config: &SaShared, now: u32) {
-        if let Some(lifetime) = &config.lifetime {
-            for (limit, hard) in [(lifetime.soft.seconds, false), (lifetime.hard.seconds, true)] {
-                if let Some(seconds) = limit {
-                    self.deadlines.push(Reverse((u64::from(now).saturating_add(seconds), config.id, hard)));
-                }
+    fn note_deadlines(&mut self, config: &SaShared, installed: u32) {
+        for hard in [false, true] {
+            if let Some(due) = deadline(config, installed, hard) {
+                self.deadlines.insert((due, config.id, hard));
             }
         }
     }
 
     /// What is due by the clock: time limits (DP-4) and reservations that failed before. `now`: seconds since start.
     pub fn tick(&mut self, now: u32) {
-        while let Some(Reverse((due, id, hard))) = self.deadlines.peek().copied() {
+        while let Some((due, id, hard)) = self.deadlines.first().copied() {
             if due > u64::from(now) {
                 break;
             }
-            self.deadlines.pop();
+            self.deadlines.pop_first();
             let Some(record) = self.sas.get(&id) else { continue };
+            if deadline(&record.config, record.installed, hard) != Some(due) {
+                continue;
+            }
             let (table, handle) = (table_of(record.config.direction), record.handle);
             if hard {
                 self.send(handle.worker(), Command::Stop(table, handle.index(), id));
@@ -660,7 +700,7 @@ impl Publisher {
 
     /// Seconds since start at which [`Self::tick`] has something to do.
     pub fn next_deadline(&self) -> Option<u64> {
-        self.deadlines.peek().map(|Reverse((due, ..))| *due)
+        self.deadlines.first().map(|(due, ..)| *due)
     }
 
     fn flush(&mut self) {
@@ -686,6 +726,7 @@ impl Publisher {
 
     /// Takes back what workers returned: frees indices, wipes keys, notes events, and writes the reservations asked for.
     pub fn collect(&mut self) {
+        let failed = self.unreserved.len();
         let queue = Arc::clone(&self.outbox.queue);
         while let Some((worker, returned)) = queue.pop() {
             match returned {
@@ -704,7 +745,10 @@ impl Publisher {
                 }
             }
         }
-        self.grant();
+        // What failed before waits for the next tick: a full disk is not written to for every packet.
+        if self.unreserved.len() > failed {
+            self.grant();
+        }
     }
 
     /// Writes higher ceilings and tells the workers. What cannot be written is tried again with the next tick.
@@ -844,6 +888,13 @@ impl Publisher {
         self.settle();
         self.latency.take()
     }
+}
+
+/// Second since the start at which an SA reaches its soft or hard limit in seconds.
+fn deadline(config: &SaShared, installed: u32, hard: bool) -> Option<u64> {
+    let lifetime = config.lifetime.as_deref()?;
+    let limits = if hard { &lifetime.hard } else { &lifetime.soft };
+    limits.seconds.map(|seconds| u64::from(installed).saturating_add(seconds))
 }
 
 fn relay_keys(entry: &RelayEntry) -> Vec<(IpsecProtocol, Spi, std::net::IpAddr)> {

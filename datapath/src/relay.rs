@@ -273,7 +273,7 @@ fn put_udp(packet: &mut [u8], at: usize, encap: UdpEncap, to: &Partition) -> Opt
 }
 
 /// Sends a translated packet, in fragments where encapsulation made it too large for the next link.
-fn send(core: &mut Core, mut frame: Frame, arrival: &Arrival, route: Route) {
+fn send(core: &mut Core, frame: Frame, arrival: &Arrival, route: Route) {
     let port = arrival.port;
     if let Some(socket) = core.socket_port {
         return egress::enqueue(core, frame, port, socket);
@@ -284,15 +284,11 @@ fn send(core: &mut Core, mut frame: Frame, arrival: &Arrival, route: Route) {
             return core.discard(frame, port, DropReason::NoRoute);
         }
     };
-    if frame.len() > mtu {
-        let flow = postern_wire::flow::Flow::parse(core.arena.bytes(&frame));
-        if let Ok(flow) = flow
-            && !flow.dont_fragment
-        {
-            while let Some(piece) = forward::split(core, &mut frame, usize::from(flow.header_len), mtu) {
-                egress::send(core, piece, port, route);
-            }
-        }
+    let cut = frame.len() > mtu
+        && postern_wire::flow::Flow::parse(core.arena.bytes(&frame)).is_ok_and(|flow| !flow.dont_fragment);
+    if cut {
+        forward::send_in_pieces(core, frame, port, mtu, route);
+    } else {
+        egress::send(core, frame, port, route);
     }
-    egress::send(core, frame, port, route);
 }

@@ -10,13 +10,14 @@ use hdrhistogram::Histogram;
 use postern_contract::counters::DropReason;
 use postern_contract::settings::Idle;
 use postern_wire::steer::{Class, Classified, Link, classify};
+use postern_wire::{ip4, udp};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::command::{Command, Returned, SaSnapshot, Table};
-use crate::core::{Core, ICMP_PER_SECOND};
+use crate::core::{ACQUIRES_PER_SECOND, Core, ICMP_PER_SECOND};
 use crate::egress;
 use crate::fib::PortIndex;
-use crate::frame::{BATCH, Frame};
+use crate::frame::{Arena, BATCH, Frame};
 use crate::handoff::Parcel;
 use crate::inbound::{self, Arrival, InboundBatch};
 use crate::outbound::{self, Came, Cleartext, OutboundBatch};
@@ -211,6 +212,7 @@ impl Worker {
             self.core.now = second;
             self.core.icmp_tokens = ICMP_PER_SECOND;
             egress::evict(&mut self.core);
+            self.core.acquire_tokens = ACQUIRES_PER_SECOND;
             self.core.cells.free_frames.set(self.core.pool.available() as u64);
         }
     }
@@ -246,15 +248,13 @@ impl Worker {
             match parcel {
                 Parcel::Inbound { mut frame, port } => {
                     let classified = classify(&self.core.arena.bytes(&frame), Link::Ip);
-                    let arrival = trim(&mut self.core, &mut frame, classified)
-                        .and_then(|()| Arrival::new(port, &classified));
-                    match arrival {
-                        Some(arrival) => {
+                    match arrive(&self.core.arena, &mut frame, port, classified) {
+                        Ok(arrival) => {
                             if let Err(frame) = self.inbound.push(frame, arrival) {
                                 self.core.discard(frame, port, DropReason::HandoffFull);
                             }
                         }
-                        None => self.core.discard(frame, port, DropReason::Malformed),
+                        Err(reason) => self.core.discard(frame, port, reason),
                     }
                 }
                 Parcel::Outbound { frame, port, came } => {
@@ -262,7 +262,9 @@ impl Worker {
                         self.core.discard(frame, port, DropReason::HandoffFull);
                     }
                 }
-                Parcel::Transmit { frame, port } => egress::enqueue(&mut self.core, frame, port, port),
+                Parcel::Transmit { frame, port, from } => {
+                    egress::enqueue(&mut self.core, frame, from, port);
+                }
             }
         }
         self.walk();
@@ -294,22 +296,22 @@ impl Worker {
             let classified = classify(&self.core.arena.bytes(&frame), link);
             let refused = match classified.class {
                 Class::Esp | Class::EspInUdp | Class::Ah if info.role.is_outside() => {
-                    match trim(&mut self.core, &mut frame, classified)
-                        .and_then(|()| Arrival::new(port, &classified))
-                    {
-                        Some(arrival) => match self.inbound.push(frame, arrival) {
+                    match arrive(&self.core.arena, &mut frame, port, classified) {
+                        Ok(arrival) => match self.inbound.push(frame, arrival) {
                             Ok(()) => continue,
                             Err(returned) => {
                                 frame = returned;
                                 DropReason::NoFrame
                             }
                         },
-                        None => DropReason::Malformed,
+                        Err(reason) => reason,
                     }
                 }
                 Class::NattKeepalive if info.role.is_outside() => DropReason::NattKeepalive,
                 Class::IpsecFragment if info.role.is_outside() => DropReason::Fragment,
-                Class::Malformed => DropReason::Malformed,
+                // To a host behind us a datagram on port 4500 may carry anything: what is sound as an IP packet is left to
+                // the outbound stages, which look at nothing else.
+                Class::Malformed if !info.role.is_inside() => DropReason::Malformed,
                 Class::TooManyExtensionHeaders => DropReason::TooManyExtensionHeaders,
                 Class::NotIp => DropReason::NotForUs,
                 _ if info.role.is_inside() => {
@@ -347,15 +349,35 @@ impl Worker {
     }
 }
 
-/// Cuts an IPsec packet's frame to the IP packet: no link header in front, no Ethernet padding behind.
-fn trim(core: &mut Core, frame: &mut Frame, classified: Classified) -> Option<()> {
-    frame.shrink_front(usize::from(classified.network))?;
-    let len = crate::header::total_len(core.arena.bytes(frame))?;
-    if len > frame.len() {
-        return None;
+/// Checks an IPsec packet's outer header and cuts its frame to the IP packet: no link header in front, no Ethernet
+/// padding behind.
+fn arrive(
+    arena: &Arena,
+    frame: &mut Frame,
+    port: PortIndex,
+    classified: Classified,
+) -> Result<Arrival, DropReason> {
+    let network = usize::from(classified.network);
+    frame.shrink_front(network).ok_or(DropReason::Malformed)?;
+    let packet = arena.bytes(frame);
+    let len = crate::header::total_len(packet).ok_or(DropReason::Malformed)?;
+    if len > packet.len() {
+        return Err(DropReason::Malformed);
+    }
+    // RFC 1122 section 3.2.1.2: "A host MUST verify the IP header checksum on every received datagram".
+    if !classified.v6 && !ip4::View::parse(packet).is_ok_and(|view| view.checksum_ok()) {
+        return Err(DropReason::BadIpChecksum);
+    }
+    let arrival = Arrival::new(port, classified, packet).ok_or(DropReason::Malformed)?;
+    if arrival.encapsulated {
+        // Bytes between the end of the datagram and that of the packet belong to neither ESP nor UDP.
+        let at = usize::from(arrival.transport);
+        if crate::header::get_u16(packet, at - 4).map(usize::from) != Some(len + udp::LEN - at) {
+            return Err(DropReason::Malformed);
+        }
     }
     frame.truncate(len);
-    Some(())
+    Ok(arrival)
 }
 
 /// One command.

@@ -106,6 +106,8 @@ drop_reasons! {
     BadDescriptor = "bad_descriptor",
     /// The frame is larger than the egress interface takes.
     EgressMtu = "egress_mtu",
+    /// A packet that is too large for the next link has malformed options or an offset that leaves no room for fragments.
+    Unfragmentable = "unfragmentable",
     /// No frame was free.
     NoFrame = "no_frame",
     /// ECN: an inner Not-ECT packet arrived with outer CE (RFC 6040 section 4.2).

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use postern_contract::request::Refusal;
 use postern_contract::sa::{
-    AddressRange, Direction, IpsecProtocol, Lifetime, Limits, Mode, PathPolicy, SaConfig, SaId, Selector,
-    UdpEncap,
+    AddressRange, Direction, DscpPolicy, IpsecProtocol, Lifetime, Limits, Mode, PathPolicy, SaConfig, SaId,
+    Selector, UdpEncap,
 };
 use postern_contract::{Generation, Translation};
 use postern_wire::ids::{Protocol, Spi};
@@ -113,14 +113,12 @@ impl SaShared {
         {
             return invalid("local and remote must be of one address family");
         }
+        if local.on_wire.is_ipv4() != local.authenticated.is_ipv4() {
+            return invalid("local and remote: a relay swaps addresses, so both its sides are of one family");
+        }
         if *protocol == IpsecProtocol::Ah {
             if encap.is_some() {
                 return invalid("encap: AH cannot be encapsulated in UDP (RFC 3948)");
-            }
-            if local.on_wire.is_ipv4() != local.authenticated.is_ipv4() {
-                return invalid(
-                    "AH covers the outer header, so both sides of a relay must use one address family",
-                );
             }
             if bundle.is_some() {
                 return invalid("bundle: named by the ESP SA, not by the AH SA");
@@ -156,6 +154,9 @@ impl SaShared {
             && mtu < 296
         {
             return invalid("path.mtu: at least 296 bytes, below which no useful inner packet fits");
+        }
+        if let DscpPolicy::Fixed(64..) = path.dscp {
+            return invalid("path.dscp: 0 to 63");
         }
         let key = match protocol {
             IpsecProtocol::Esp => SaKey::Esp(EspKey::new(suite)?),
