@@ -80,6 +80,17 @@ fn ip6(next: u8, payload: &[u8]) -> Vec<u8> {
     ip6_from(PEER6, GATEWAY6, next, payload)
 }
 
+/// A packet with `count` extension headers of 8 bytes (hop-by-hop, destination options, routing); the last names `next`.
+fn chain(count: usize, next: u8, payload: &[u8]) -> Vec<u8> {
+    let kinds = [0, 60, 43, 60, 60, 60, 60, 60, 60];
+    let mut bytes = Vec::new();
+    for index in 0..count {
+        bytes.extend([if index + 1 == count { next } else { kinds[index + 1] }, 0, 1, 4, 0, 0, 0, 0]);
+    }
+    bytes.extend(payload);
+    ip6(if count == 0 { next } else { kinds[0] }, &bytes)
+}
+
 fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
     let length = u16::try_from(8 + payload.len()).unwrap();
     [&[0x11, 0x94][..], &port.to_be_bytes(), &length.to_be_bytes(), &[0, 0], payload].concat()
@@ -179,16 +190,6 @@ fn dp_1_outside_verdicts() {
         frame.splice(34..34, [1; 8]);
         frame
     };
-    // Hop-by-hop, destination options, routing: 8 bytes each, the last names `next`.
-    let chain = |count: usize, next: u8, payload: &[u8]| {
-        let kinds = [0, 60, 43, 60, 60, 60, 60, 60, 60];
-        let mut bytes = Vec::new();
-        for index in 0..count {
-            bytes.extend([if index + 1 == count { next } else { kinds[index + 1] }, 0, 1, 4, 0, 0, 0, 0]);
-        }
-        bytes.extend(payload);
-        ip6(if count == 0 { next } else { kinds[0] }, &bytes)
-    };
     let fragment6 = |next: u8, offset: u16, payload: &[u8]| {
         ip6(44, &[&[next, 0][..], &offset.to_be_bytes(), &[0, 0, 0, 1], payload].concat())
     };
@@ -262,6 +263,19 @@ fn dp_1_no_socket_passes() {
         program.run(&ip4(50, &esp())) == (XDP_PASS, "no_socket")
     });
     assert!(gone, "the closed socket is still in the map");
+}
+
+/// DP-1: extension headers do not carry a packet past a policy.
+#[test]
+fn dp_1_many_extension_headers_do_not_evade_a_policy() {
+    let mut program = Program::load();
+    program.settings(Settings::INSIDE);
+    let packet = chain(9, 6, &[0; 20]);
+    assert_eq!(program.run(&packet), (XDP_PASS, "extension_headers_passed"));
+    program.prefix6(name::DESTINATIONS_V6, Ipv6Addr::UNSPECIFIED, 0, Prefix::PROTECT);
+    assert_eq!(program.run(&packet), (XDP_DROP, "protected_dropped"));
+    let _socket = program.socket();
+    assert_eq!(program.run(&packet), (XDP_REDIRECT, "protected"));
 }
 
 /// DP-1: with the local addresses known, IPsec for others is left to the kernel, which forwards it.
@@ -555,24 +569,29 @@ fn dp_1_attached_generically_and_prefixes_follow() {
     let receiver = UdpSocket::bind((OUT, 5000)).unwrap();
     receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let sender = wire.there(|| UdpSocket::bind((FAR, 5000)).unwrap());
-    let no_socket = |steer: &Steer| {
+    receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    // What a policy protects must not get to the kernel, which would forward it in the clear.
+    let dropped = |steer: &Steer| {
+        let before = counter(steer, "protected_dropped");
         sender.send_to(b"inside", (OUT, 5000)).unwrap();
-        receiver.recv(&mut [0; 100]).unwrap();
-        counter(steer, "no_socket")
+        let arrived = receiver.recv(&mut [0; 100]).is_ok();
+        let dropped = counter(steer, "protected_dropped") - before;
+        assert_eq!(dropped == 1, !arrived);
+        dropped
     };
     let protected = "192.0.2.0/25".parse().unwrap();
     let elsewhere = "203.0.113.0/24".parse().unwrap();
-    assert_eq!(no_socket(&steer), 0);
+    assert_eq!(dropped(&steer), 0);
     steer.protect(protected, Some(elsewhere)).unwrap();
-    assert_eq!(no_socket(&steer), 0, "from elsewhere only");
+    assert_eq!(dropped(&steer), 0, "from elsewhere only");
     steer.protect(protected, None).unwrap();
-    assert_eq!(no_socket(&steer), 1);
+    assert_eq!(dropped(&steer), 1);
     steer.unprotect(protected, None).unwrap();
-    assert_eq!(no_socket(&steer), 1);
+    assert_eq!(dropped(&steer), 0);
     steer.protect(protected, Some("192.0.2.2/32".parse().unwrap())).unwrap();
-    assert_eq!(no_socket(&steer), 2);
+    assert_eq!(dropped(&steer), 1);
     steer.set_local(&[IpAddr::V4(OUT)]).unwrap();
-    assert_eq!(no_socket(&steer), 2, "this host's own address");
+    assert_eq!(dropped(&steer), 0, "this host's own address");
 }
 
 /// An interface that another program has is left alone, with an error that names the program and the way out.

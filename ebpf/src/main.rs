@@ -98,6 +98,8 @@ pub fn postern_steer(ctx: XdpContext) -> u32 {
         Verdict::Esp | Verdict::EspInUdp | Verdict::Ah | Verdict::Protected => {
             match SOCKETS.redirect(ctx.rx_queue_index(), u64::from(XDP_PASS)) {
                 Ok(action) => (verdict, action),
+                // The kernel might forward what a policy protects in the clear: better lost than read.
+                Err(_) if matches!(verdict, Verdict::Protected) => (Verdict::ProtectedDropped, XDP_DROP),
                 Err(action) => (Verdict::NoSocket, action),
             }
         }
@@ -117,13 +119,14 @@ fn decide(packet: &Packet, settings: &Settings) -> Verdict {
     match found.class {
         Class::NotIp => return Verdict::NotIpPassed,
         Class::Malformed => return Verdict::MalformedPassed,
-        Class::TooManyExtensionHeaders => return Verdict::ExtensionHeadersPassed,
         _ => {}
     }
+    // Their destination is known all the same, so a policy cannot be evaded by headers.
+    let overgrown = matches!(found.class, Class::TooManyExtensionHeaders);
     if !for_this_station(packet, settings) {
         return Verdict::Passed;
     }
-    if settings.flags & Settings::OUTSIDE != 0 {
+    if settings.flags & Settings::OUTSIDE != 0 && !overgrown {
         let verdict = match found.class {
             Class::Esp => Verdict::Esp,
             Class::EspInUdp => Verdict::EspInUdp,
@@ -148,7 +151,7 @@ fn decide(packet: &Packet, settings: &Settings) -> Verdict {
     if settings.flags & Settings::INSIDE != 0 && is_protected(packet, &found) {
         return Verdict::Protected;
     }
-    Verdict::Passed
+    if overgrown { Verdict::ExtensionHeadersPassed } else { Verdict::Passed }
 }
 
 /// Whether the frame was sent to this interface alone.

@@ -132,8 +132,10 @@ verdicts! {
     MalformedPassed = "malformed_passed",
     /// More IPv6 extension headers than are followed, passed.
     ExtensionHeadersPassed = "extension_headers_passed",
-    /// To be redirected, but its receive queue has no socket: passed.
+    /// IPsec, but its receive queue has no socket: passed.
     NoSocket = "no_socket",
+    /// Cleartext that a policy protects, but its receive queue has no socket: dropped, for the kernel would forward it as it is.
+    ProtectedDropped = "protected_dropped",
 }
 
 impl Verdict {
