@@ -217,7 +217,7 @@ impl Desired {
                     encap,
                     suite,
                     esn,
-                    replay_window,
+                    replay_window: if direction == Direction::Inbound { replay_window } else { 0 },
                     sequence,
                     selectors: if outer_ah { Vec::new() } else { selectors.clone() },
                     lifetime,

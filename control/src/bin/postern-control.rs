@@ -1,6 +1,7 @@
 //! The control daemon.
 #![forbid(unsafe_code)]
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -83,7 +84,12 @@ fn main() -> ExitCode {
         );
         return ExitCode::from(2);
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
     hide_memory();
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -2,8 +2,8 @@
 //! its SA: make before break.
 //!
 //! SAs and entries come first, then the policies are switched to them, then what nothing uses any more is removed. Only
-//! where a new inbound SA or entry takes over the SPI of an old one does the old one go just before it, because both
-//! cannot be in the table. An object whose generation is installed is not touched (DP-7).
+//! where both cannot be in the tables does the old one go just before the new one: when it takes over an inbound SPI, or
+//! the keys under which an outbound SA counts. An object whose generation is installed is not touched (DP-7).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -84,9 +84,11 @@ impl Plan {
                 if installed.sas.get(id).map(|report| report.generation) == Some(wanted.config.generation) {
                     continue;
                 }
-                if wanted.config.direction == Direction::Inbound {
-                    plan.make.extend(gone.make_room((protocol, wanted.config.spi.on_wire)));
-                }
+                let config = &wanted.config;
+                plan.make.extend(gone.make_room(match config.direction {
+                    Direction::Inbound => Place::Inbound(protocol, config.spi.on_wire),
+                    Direction::Outbound => Place::Keys(config.suite.key_check()),
+                }));
                 plan.make.push(Step::InstallSa(*id));
             }
         }
@@ -95,8 +97,8 @@ impl Plan {
             {
                 continue;
             }
-            for spi in inbound_spis(&wanted.entry.client).chain(inbound_spis(&wanted.entry.gateway)) {
-                plan.make.extend(gone.make_room(spi));
+            for place in places_of(&wanted.entry.client).chain(places_of(&wanted.entry.gateway)) {
+                plan.make.extend(gone.make_room(place));
             }
             plan.make.push(Step::InstallRelay(*id));
         }
@@ -109,7 +111,7 @@ impl Plan {
         let unwanted = installed.policies.keys().filter(|id| !desired.policies.contains_key(id));
         plan.switch.extend(unwanted.map(|id| Step::RemovePolicy(*id)));
 
-        let Leaving { steps, by_spi: _, early } = gone;
+        let Leaving { steps, by_place: _, early } = gone;
         plan.clear.extend(steps.into_iter().filter(|step| !early.contains(step)));
         plan
     }
@@ -148,47 +150,58 @@ impl Step {
     }
 }
 
-/// Inbound lookup of the datapath: protocol and SPI.
-type Lookup = (IpsecProtocol, Spi);
+/// What no two objects can have at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    /// Inbound lookup of the datapath.
+    Inbound(IpsecProtocol, Spi),
+    /// Outbound numbers are counted per key.
+    Keys([u8; 8]),
+}
 
 /// Installed SAs and entries that are no longer wanted.
 struct Leaving {
     steps: Vec<Step>,
-    by_spi: HashMap<Lookup, Vec<Step>>,
+    by_place: HashMap<Place, Vec<Step>>,
     /// Those of `steps` that [`Leaving::make_room`] has given out.
     early: HashSet<Step>,
 }
 
 impl Leaving {
     fn new(desired: &Desired, installed: &Installed) -> Self {
-        let mut leaving = Self { steps: Vec::new(), by_spi: HashMap::new(), early: HashSet::new() };
+        let mut leaving = Self { steps: Vec::new(), by_place: HashMap::new(), early: HashSet::new() };
         for (id, report) in installed.sas.iter().filter(|(id, _)| !desired.sas.contains_key(id)) {
             let step = Step::RemoveSa(*id);
-            leaving.steps.push(step);
-            if report.direction == Direction::Inbound {
-                leaving.by_spi.entry((report.protocol, report.spi.on_wire)).or_default().push(step);
-            }
+            let place = match report.direction {
+                Direction::Inbound => Place::Inbound(report.protocol, report.spi.on_wire),
+                Direction::Outbound => Place::Keys(report.key_check),
+            };
+            leaving.add(step, [place]);
         }
         for (id, report) in installed.relays.iter().filter(|(id, _)| !desired.relays.contains_key(id)) {
-            let step = Step::RemoveRelay(*id);
-            leaving.steps.push(step);
-            for spi in inbound_spis(&report.entry.client).chain(inbound_spis(&report.entry.gateway)) {
-                leaving.by_spi.entry(spi).or_default().push(step);
-            }
+            let places = places_of(&report.entry.client).chain(places_of(&report.entry.gateway));
+            leaving.add(Step::RemoveRelay(*id), places);
         }
         leaving
     }
 
-    /// Takes out the steps that free `spi`.
-    fn make_room(&mut self, spi: Lookup) -> Vec<Step> {
-        let mut steps = self.by_spi.remove(&spi).unwrap_or_default();
+    fn add(&mut self, step: Step, places: impl IntoIterator<Item = Place>) {
+        self.steps.push(step);
+        for place in places {
+            self.by_place.entry(place).or_default().push(step);
+        }
+    }
+
+    /// The steps that free `place` and were not given out before.
+    fn make_room(&mut self, place: Place) -> Vec<Step> {
+        let mut steps = self.by_place.remove(&place).unwrap_or_default();
         steps.retain(|step| self.early.insert(*step));
         steps
     }
 }
 
-fn inbound_spis(partition: &Partition) -> impl Iterator<Item = Lookup> + use<> {
-    let esp = partition.esp.map(|pair| (IpsecProtocol::Esp, pair.to_relay));
-    let ah = partition.ah.map(|pair| (IpsecProtocol::Ah, pair.to_relay));
+fn places_of(partition: &Partition) -> impl Iterator<Item = Place> + use<> {
+    let esp = partition.esp.map(|pair| Place::Inbound(IpsecProtocol::Esp, pair.to_relay));
+    let ah = partition.ah.map(|pair| Place::Inbound(IpsecProtocol::Ah, pair.to_relay));
     esp.into_iter().chain(ah)
 }

@@ -5,7 +5,7 @@
 //! was started anew.
 
 use core::fmt;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -245,14 +245,25 @@ impl Supervisor {
             self.refused.insert(step, refusal);
         }
         if !self.refused.is_empty() {
-            // What was there before goes on: its policy is not switched to an SA that is not there, nothing is removed.
+            // What was there before goes on: its policy is not switched to an SA that is not there, and SAs between the
+            // same addresses stay.
+            let between = |step: &Step| match step {
+                Step::InstallSa(id) => {
+                    self.desired.sas.get(id).map(|wanted| (wanted.config.local, wanted.config.remote))
+                }
+                _ => None,
+            };
+            let kept: HashSet<_> = self.refused.keys().filter_map(between).collect();
             switch.retain(|step| {
                 let Step::InstallPolicy(id) = step else { return true };
                 let wanted = self.desired.policies.get(id).map(|wanted| wanted.policy.action);
                 let Some(Action::Protect(Some(sa))) = wanted else { return true };
                 !(self.refused.contains_key(&Step::InstallSa(sa)) && installed.policies.contains_key(id))
             });
-            clear.clear();
+            clear.retain(|step| {
+                let Step::RemoveSa(id) = step else { return true };
+                !installed.sas.get(id).is_some_and(|report| kept.contains(&(report.local, report.remote)))
+            });
         }
         for steps in [&switch, &clear] {
             for (step, refusal) in apply(client, &self.desired, &installed, steps).await? {
@@ -497,8 +508,12 @@ async fn apply(
         };
         match replaced {
             Some(operations) => {
-                let outcomes = client.apply(&mut operations.into_iter()).await?;
-                refused.extend(outcomes.into_iter().filter_map(Result::err).map(|refusal| (*step, refusal)));
+                // One by one: numbers are reserved for what is not installed when a message comes.
+                for operation in operations {
+                    let outcomes = client.apply(&mut core::iter::once(operation)).await?;
+                    refused
+                        .extend(outcomes.into_iter().filter_map(Result::err).map(|refusal| (*step, refusal)));
+                }
             }
             None => refused.push((*step, refusal)),
         }

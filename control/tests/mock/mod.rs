@@ -171,6 +171,15 @@ impl Tables {
                 if self.sas.values().any(taken) {
                     return Err(Refusal::SpiTaken(config.spi.on_wire));
                 }
+                let same_keys = |other: &SaConfig| {
+                    other.id != config.id
+                        && other.direction == Direction::Outbound
+                        && config.direction == Direction::Outbound
+                        && other.suite == config.suite
+                };
+                if self.sas.values().any(same_keys) {
+                    return Err(Refusal::Invalid("another outbound SA uses these keys".to_owned()));
+                }
                 if let Some(old) = self.sas.get(&config.id) {
                     if old.generation > config.generation {
                         return Err(Refusal::Stale(old.generation));
@@ -289,7 +298,7 @@ fn report(config: &SaConfig) -> SaReport {
         encap: config.encap,
         worker: 0,
         stopped: false,
-        key_check: [0xab; 8],
+        key_check: config.suite.key_check(),
         counters: SaCounters {
             packets: 42,
             bytes: 4200,

@@ -107,6 +107,39 @@ pub enum SuiteError {
 }
 
 impl Suite {
+    /// A value that names the algorithms and keys without showing them: both processes, and the operators of both ends,
+    /// compare it to see whether they mean the same.
+    ///
+    /// 64 bits of SHA-256 over the transforms, the lengths and the keys. It says nothing about keys of full entropy; a
+    /// guessable key could be confirmed by it.
+    pub fn key_check(&self) -> [u8; 8] {
+        let Self { encryption, encryption_key, integrity, integrity_key } = self;
+        let encryption = match encryption {
+            Encryption::Null => b"null",
+            Encryption::AesCbc => b"acbc",
+            Encryption::AesGcm16 => b"agcm",
+            Encryption::ChaCha20Poly1305 => b"ccpy",
+            Encryption::NullAuthAesGmac => b"gmac",
+        };
+        let integrity = match integrity {
+            Integrity::None => b"none",
+            Integrity::HmacSha1_96 => b"sh1 ",
+            Integrity::HmacSha2_256_128 => b"s256",
+            Integrity::HmacSha2_384_192 => b"s384",
+            Integrity::HmacSha2_512_256 => b"s512",
+            Integrity::AesGmac => b"gmac",
+        };
+        // Keys have at most 64 bytes (`validate`); a longer one is refused before it protects anything.
+        let length = u8::try_from(encryption_key.len()).unwrap_or(u8::MAX);
+        let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+        for part in [&b"postern key check 1\0"[..], encryption, integrity, &[length]] {
+            context.update(part);
+        }
+        context.update(encryption_key.expose());
+        context.update(integrity_key.expose());
+        context.finish().as_ref().first_chunk().copied().unwrap_or_default()
+    }
+
     /// Checks the combination for `protocol` and all key lengths.
     pub fn validate(&self, protocol: IpsecProtocol) -> Result<(), SuiteError> {
         let Self { encryption, encryption_key, integrity, integrity_key } = self;

@@ -1,39 +1,11 @@
 //! Short values that name keying material without showing it.
 
-use postern_contract::sa::{Encryption, Integrity, Suite};
+use postern_contract::sa::Suite;
 use ring::digest::{Context, SHA256};
 
 /// A value that two operators compare to see whether both ends have the same algorithms and keys.
-///
-/// 64 bits of SHA-256 over the transforms, the lengths and the keys. It says nothing about keys of full entropy; a
-/// guessable key could be confirmed by it.
 pub fn key_check(suite: &Suite) -> [u8; 8] {
-    let Suite { encryption, encryption_key, integrity, integrity_key } = suite;
-    let encryption = match encryption {
-        Encryption::Null => b"null",
-        Encryption::AesCbc => b"acbc",
-        Encryption::AesGcm16 => b"agcm",
-        Encryption::ChaCha20Poly1305 => b"ccpy",
-        Encryption::NullAuthAesGmac => b"gmac",
-    };
-    let integrity = match integrity {
-        Integrity::None => b"none",
-        Integrity::HmacSha1_96 => b"sh1 ",
-        Integrity::HmacSha2_256_128 => b"s256",
-        Integrity::HmacSha2_384_192 => b"s384",
-        Integrity::HmacSha2_512_256 => b"s512",
-        Integrity::AesGmac => b"gmac",
-    };
-    // Keys have at most 64 bytes (`Suite::validate`); a longer one is refused before it protects anything.
-    let length = u8::try_from(encryption_key.len()).unwrap_or(u8::MAX);
-    digest(&[
-        b"postern key check 1\0",
-        encryption,
-        integrity,
-        &[length],
-        encryption_key.expose(),
-        integrity_key.expose(),
-    ])
+    suite.key_check()
 }
 
 /// The name of keying material in the ledger of reserved sequence numbers (DESIGN decision 8).
