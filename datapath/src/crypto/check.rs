@@ -31,6 +31,8 @@ fn digest<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
+    use postern_contract::sa::{Encryption, Integrity};
+
     use super::*;
     use postern_contract::secret::Secret;
 
