@@ -1,7 +1,7 @@
 //! A gateway without devices: workers over memory ports, turned by hand. For tests, benches and fuzzing; the stages,
 //! tables and cryptography are the appliance's own.
 //!
-//! Port 0 is the outside, port 1 the inside; both are Ethernet. Every destination of the outside's network and of the
+//! Port 0 is the outside, port 1 the inside; both are Ethernet. On request port 2 is the node's own stack (IP). Every destination of the outside's network and of the
 //! inside's has a neighbour, as the given routes say.
 
 use std::cell::RefCell;
@@ -21,6 +21,7 @@ use postern_wire::ids::EtherType;
 
 use crate::assembly::{Assembly, Interface, Parts, assemble};
 use crate::core::PortInfo;
+use crate::counters::WorkerCells;
 use crate::fib::{Fib, PortIndex, Resolver};
 use crate::frame::Arena;
 use crate::port::memory::{MemoryHandle, MemoryPort};
@@ -33,6 +34,8 @@ use crate::worker::Worker;
 pub const OUTSIDE: PortIndex = PortIndex(0);
 /// Port 1.
 pub const INSIDE: PortIndex = PortIndex(1);
+/// Port 2, where there is one.
+pub const HOST: PortIndex = PortIndex(2);
 /// Link-layer address of the outside port.
 pub const OUTSIDE_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 /// Link-layer address of the inside port.
@@ -57,6 +60,8 @@ pub struct Layout {
     pub frames: u32,
     /// Slots of the SPI table.
     pub sa_slots: u32,
+    /// Whether the node itself sends and receives, as through a TUN device.
+    pub host: bool,
 }
 
 impl Default for Layout {
@@ -75,6 +80,7 @@ impl Default for Layout {
             workers: 1,
             frames: 1024,
             sa_slots: 4096,
+            host: false,
         }
     }
 }
@@ -89,6 +95,8 @@ pub struct Testbed {
     pub outside: Vec<MemoryHandle>,
     /// The wires of the inside port, by worker.
     pub inside: Vec<MemoryHandle>,
+    /// The node's own stack, by worker.
+    pub host: Vec<MemoryHandle>,
     /// The clock.
     pub now: Rc<RefCell<Duration>>,
     /// Events that [`Testbed::events`] has not given yet.
@@ -112,6 +120,10 @@ pub enum TestbedError {
 
 fn info(name: &str, role: Role, mac: Mac) -> PortInfo {
     PortInfo { name: name.to_owned(), role, link: LinkKind::Ethernet, mac, host: false, socket: false }
+}
+
+fn host_info() -> PortInfo {
+    PortInfo { link: LinkKind::Ip, host: true, ..info("host", Role::Inside, Mac([0; 6])) }
 }
 
 /// Routes and neighbours of a layout.
@@ -141,22 +153,29 @@ impl Testbed {
     /// A gateway whose ledger is kept in `state`, a directory.
     pub fn new(layout: &Layout, state: &Path) -> Result<Self, TestbedError> {
         let (arena, frames) = Arena::new(layout.frames, false)?;
-        let ports = || {
-            let pairs = (0..layout.workers).map(|_| MemoryPort::new(LinkKind::Ethernet));
+        let ports = |link| {
+            let pairs = (0..layout.workers).map(|_| MemoryPort::new(link));
             let (ports, handles): (Vec<_>, Vec<_>) = pairs.unzip();
             let ports =
                 ports.into_iter().map(|port| Some(Box::new(port) as Box<dyn Port>)).collect::<Vec<_>>();
             (ports, handles)
         };
-        let (outside_ports, outside) = ports();
-        let (inside_ports, inside) = ports();
+        let (outside_ports, outside) = ports(LinkKind::Ethernet);
+        let (inside_ports, inside) = ports(LinkKind::Ethernet);
+        let (host_ports, mut host) = ports(LinkKind::Ip);
+        let mut interfaces = vec![
+            Interface { info: info("outside", Role::Outside, OUTSIDE_MAC), queues: outside_ports },
+            Interface { info: info("inside", Role::Inside, INSIDE_MAC), queues: inside_ports },
+        ];
+        if layout.host {
+            interfaces.push(Interface { info: host_info(), queues: host_ports });
+        } else {
+            host.clear();
+        }
         let Assembly { mut publisher, workers, bell: _ } = assemble(Parts {
             arena,
             frames,
-            interfaces: vec![
-                Interface { info: info("outside", Role::Outside, OUTSIDE_MAC), queues: outside_ports },
-                Interface { info: info("inside", Role::Inside, INSIDE_MAC), queues: inside_ports },
-            ],
+            interfaces,
             fib: fib(layout),
             resolver: Resolver::unattended(),
             ledger: Ledger::open(state)?,
@@ -171,7 +190,8 @@ impl Testbed {
                 worker.turn(*clock.borrow());
             }
         }));
-        Ok(Self { publisher, workers, outside, inside, now, events: Vec::new(), frames: layout.frames })
+        let (events, frames) = (Vec::new(), layout.frames);
+        Ok(Self { publisher, workers, outside, inside, host, now, events, frames })
     }
 
     /// Seconds on the clock, as the tables count them.
@@ -225,6 +245,20 @@ impl Testbed {
         self.departed()
     }
 
+    /// The node itself sends a packet. Gives what leaves outside.
+    pub fn from_host(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
+        if let Some(handle) = self.host.first() {
+            handle.push(packet);
+        }
+        self.departed().0
+    }
+
+    /// What the node itself received since the last call.
+    pub fn to_host(&mut self) -> Vec<Vec<u8>> {
+        self.settle();
+        self.host.iter().flat_map(MemoryHandle::take_all).collect()
+    }
+
     /// Queues a packet (without link header) to arrive at the first worker.
     pub fn push(&self, port: PortIndex, packet: &[u8]) {
         let (handles, mac) =
@@ -252,6 +286,21 @@ impl Testbed {
     /// Packets dropped for any reason.
     pub fn all_drops(&self) -> u64 {
         self.workers.borrow().iter().map(|worker| worker.core.cells.all_drops()).sum()
+    }
+
+    /// Packets that came or were made, and packets that left or were dropped: equal, or one was lost without a name.
+    /// Only between turns, and while no packet waits for its neighbour.
+    pub fn balance(&self) -> (u64, u64) {
+        let workers = self.workers.borrow();
+        let sum =
+            |count: fn(&WorkerCells) -> u64| workers.iter().map(|worker| count(&worker.core.cells)).sum();
+        let refused: u64 = workers.iter().map(Worker::refused).sum();
+        let came: u64 = refused
+            + sum(|cells| cells.made.get() + cells.ports.iter().map(|port| port.received.get()).sum::<u64>());
+        let left: u64 = sum(|cells| {
+            cells.all_drops() + cells.ports.iter().map(|port| port.transmitted.get()).sum::<u64>()
+        });
+        (came, left)
     }
 
     /// Frames that are neither free nor on a wire: zero, or some were lost.

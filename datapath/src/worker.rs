@@ -169,6 +169,12 @@ impl Worker {
         bell.get_up();
     }
 
+    /// Frames that ports refused by themselves: they are counted as dropped but never as received, or as transmitted as
+    /// well.
+    pub fn refused(&self) -> u64 {
+        self.refusals.iter().map(PortStats::total).sum()
+    }
+
     /// Counts what the ports refused by themselves under the reasons that everything else is counted under.
     fn count_refusals(&mut self) {
         for ((port, seen), cells) in self.ports.iter().zip(&mut self.refusals).zip(&*self.core.cells.ports) {
@@ -311,7 +317,11 @@ impl Worker {
                 Class::IpsecFragment if info.role.is_outside() => DropReason::Fragment,
                 // To a host behind us a datagram on port 4500 may carry anything: what is sound as an IP packet is left to
                 // the outbound stages, which look at nothing else.
-                Class::Malformed if !info.role.is_inside() => DropReason::Malformed,
+                Class::Malformed
+                    if !info.role.is_inside() || !agrees(&self.core.arena, &frame, classified) =>
+                {
+                    DropReason::Malformed
+                }
                 Class::TooManyExtensionHeaders => DropReason::TooManyExtensionHeaders,
                 Class::NotIp => DropReason::NotForUs,
                 _ if info.role.is_inside() => {
@@ -347,6 +357,12 @@ impl Worker {
             outbound::run(&mut self.core, &mut self.outbound);
         }
     }
+}
+
+/// Whether the IP version is the one that the link header tells.
+fn agrees(arena: &Arena, frame: &Frame, classified: Classified) -> bool {
+    let packet = arena.bytes(frame).get(usize::from(classified.network)..).unwrap_or_default();
+    crate::header::is_v6(packet) == Some(classified.v6)
 }
 
 /// Checks an IPsec packet's outer header and cuts its frame to the IP packet: no link header in front, no Ethernet

@@ -82,3 +82,20 @@ pub struct PortStats {
     /// A descriptor of the kernel's that names no frame it was lent. It is ignored; its frame stays lost.
     pub bad_descriptor: u64,
 }
+
+impl PortStats {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        let Self {
+            no_frame,
+            too_big,
+            not_ours,
+            keepalive,
+            malformed_received,
+            malformed,
+            refused,
+            bad_descriptor,
+        } = self;
+        no_frame + too_big + not_ours + keepalive + malformed_received + malformed + refused + bad_descriptor
+    }
+}

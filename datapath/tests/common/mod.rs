@@ -1,15 +1,25 @@
 //! Two gateways over memory ports, and packets to send through them.
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::needless_pass_by_value,
+    clippy::match_same_arms,
+    reason = "helpers of tests stop a test like the test itself"
+)]
 
 use std::net::IpAddr;
 
+use postern_contract::counters::DropReason;
 use postern_contract::request::Operation;
 use postern_contract::sa::*;
 use postern_contract::secret::Secret;
 use postern_contract::{Generation, Translation};
+use postern_datapath::crypto::{Backend, EspKey, SealOp, SealOutcome, SequenceCounter};
 use postern_datapath::testbed::{Layout, Testbed};
 use postern_wire::ids::{Protocol, Spi};
-use postern_wire::{ip4, ip6, udp};
+use postern_wire::{esp, ip4, ip6, udp};
 use tempfile::TempDir;
 
 /// A suite by name.
@@ -138,7 +148,8 @@ pub fn selector(local: &str, remote: &str) -> Selector {
 pub struct Pair {
     pub a: Testbed,
     pub b: Testbed,
-    _state: TempDir,
+    pub host: bool,
+    pub state: TempDir,
 }
 
 pub const A_OUT: SaId = SaId(1);
@@ -239,41 +250,74 @@ pub fn side(suite: Suites, options: &Options, a: bool) -> Vec<Operation> {
 
 impl Pair {
     pub fn new(suite: Suites, options: Options) -> Self {
+        Self::with(suite, options, |_, _| {})
+    }
+
+    /// A pair whose operations are changed before they are applied; `edit` is told whether they are A's.
+    pub fn with(suite: Suites, options: Options, edit: impl Fn(&mut Vec<Operation>, bool)) -> Self {
         let state = TempDir::new().unwrap();
+        // In transport mode the gateways are the hosts.
+        let host = options.mode == Mode::Transport;
         let bed = |layout: Layout, name: &str| {
-            let layout = Layout { mtu: options.mtu, workers: options.workers, ..layout };
+            let layout = Layout { mtu: options.mtu, workers: options.workers, host, ..layout };
             Testbed::new(&layout, &state.path().join(name)).unwrap()
         };
         let (mut a, mut b) = (bed(Layout::default(), "a"), bed(layout_b(), "b"));
         for (bed, is_a) in [(&mut a, true), (&mut b, false)] {
-            for result in bed.apply(side(suite, &options, is_a)) {
-                result.unwrap();
-            }
+            let mut operations = side(suite, &options, is_a);
+            edit(&mut operations, is_a);
+            install(bed, operations);
         }
-        Self { a, b, _state: state }
+        Self { a, b, host, state }
+    }
+
+    /// Gateway A dies and comes back with its ledger; `operations` are installed anew.
+    pub fn restart_a(&mut self, operations: Vec<Operation>) {
+        let other = TempDir::new().unwrap();
+        // The ledger is locked until its owner is gone.
+        self.a = Testbed::new(&Layout::default(), other.path()).unwrap();
+        self.a = Testbed::new(&Layout::default(), &self.state.path().join("a")).unwrap();
+        install(&mut self.a, operations);
+    }
+
+    /// Frames of both are conserved and nothing was dropped.
+    #[track_caller]
+    pub fn clean(&self) {
+        for bed in [&self.a, &self.b] {
+            dropped(bed, DropReason::Malformed, 0);
+        }
     }
 
     /// What gateway A sends to gateway B for a packet from host A.
     pub fn protect(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
-        self.a.from_inside(packet).0
+        if self.host { self.a.from_host(packet) } else { self.a.from_inside(packet).0 }
+    }
+
+    /// The same the other way.
+    pub fn protect_b(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
+        if self.host { self.b.from_host(packet) } else { self.b.from_inside(packet).0 }
+    }
+
+    /// What arrives at host B when `packet` arrives at gateway B.
+    pub fn open_b(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
+        let inside = self.b.from_outside(packet).1;
+        if self.host { self.b.to_host() } else { inside }
+    }
+
+    /// What arrives at host A when `packet` arrives at gateway A.
+    pub fn open_a(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
+        let inside = self.a.from_outside(packet).1;
+        if self.host { self.a.to_host() } else { inside }
     }
 
     /// Sends a packet from host A; gives what arrives at host B.
     pub fn a_to_b(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
-        let mut arrived = Vec::new();
-        for sealed in self.protect(packet) {
-            arrived.extend(self.b.from_outside(&sealed).1);
-        }
-        arrived
+        self.protect(packet).iter().flat_map(|sealed| self.open_b(sealed)).collect()
     }
 
     /// Sends a packet from host B; gives what arrives at host A.
     pub fn b_to_a(&mut self, packet: &[u8]) -> Vec<Vec<u8>> {
-        let mut arrived = Vec::new();
-        for sealed in self.b.from_inside(packet).0 {
-            arrived.extend(self.a.from_outside(&sealed).1);
-        }
-        arrived
+        self.protect_b(packet).iter().flat_map(|sealed| self.open_a(sealed)).collect()
     }
 }
 
@@ -333,4 +377,131 @@ pub fn routed(packet: &[u8], hops: usize) -> Vec<u8> {
         postern_datapath::header::decrement_ttl(&mut packet).unwrap();
     }
     packet
+}
+
+/// One SA of an operation list.
+pub fn sa(operations: &mut [Operation], id: SaId) -> &mut SaConfig {
+    let found = operations.iter_mut().find_map(|operation| match operation {
+        Operation::InstallSa(config) if config.id == id => Some(&mut **config),
+        _ => None,
+    });
+    found.unwrap_or_else(|| panic!("no {id:?}"))
+}
+
+/// Installs operations that must all be taken.
+pub fn install(bed: &mut Testbed, operations: Vec<Operation>) {
+    for (place, result) in bed.apply(operations).into_iter().enumerate() {
+        result.unwrap_or_else(|refusal| panic!("operation {place}: {refusal}"));
+    }
+}
+
+/// DP-6: nothing was lost without a name.
+#[track_caller]
+pub fn conserved(bed: &Testbed) {
+    assert_eq!(bed.missing_frames(), 0, "frames are missing");
+    let (came, left) = bed.balance();
+    assert_eq!(came, left, "came and made, left and dropped");
+}
+
+/// DP-6: `count` packets were dropped for `reason` and none for another.
+#[track_caller]
+pub fn dropped(bed: &Testbed, reason: DropReason, count: u64) {
+    let drops: Vec<_> =
+        DropReason::ALL.iter().map(|r| (r.label(), bed.drops(*r))).filter(|d| d.1 > 0).collect();
+    let expected: Vec<_> = std::iter::once((reason.label(), count)).filter(|d| d.1 > 0).collect();
+    assert_eq!(drops, expected);
+    conserved(bed);
+}
+
+/// Seals `payload` as ESP by hand: padding, pad length and next header are the caller's, at the end of `plaintext`.
+/// Gives the packet from the ESP header on.
+pub fn seal(suite: &Suite, spi: Spi, sequence: u64, esn: bool, plaintext: &[u8]) -> Vec<u8> {
+    let backend = Backend::select().unwrap();
+    let key = EspKey::new(suite).unwrap();
+    let layout = key.layout();
+    let (head, tail) = (8 + usize::from(layout.iv_len), usize::from(layout.icv_len));
+    let mut packet = vec![0; head + plaintext.len() + tail];
+    packet[..4].copy_from_slice(&spi.0.to_be_bytes());
+    packet[head..head + plaintext.len()].copy_from_slice(plaintext);
+    // Always a 64-bit counter, so that a low half of zero can be had.
+    let sequence = SequenceCounter::new(sequence, sequence + 1, true).reserve().unwrap();
+    let mut ops = arrayvec::ArrayVec::<SealOp<'_>, 1>::new();
+    ops.push(SealOp { key: &key, sequence, esn, packet: &mut packet });
+    assert_eq!(backend.seal(ops)[..], [SealOutcome::Sealed]);
+    packet
+}
+
+/// `payload` padded as a sender would (`extra` bytes before the padding are TFC padding), with pad length and next header.
+pub fn with_trailer(payload: &[u8], next_header: Protocol, block: usize) -> Vec<u8> {
+    let mut plaintext = payload.to_vec();
+    let pad = esp::padding(payload.len(), block);
+    plaintext.extend(1..=pad);
+    plaintext.extend([pad, next_header.0]);
+    plaintext
+}
+
+/// An IP packet of either family around `payload`; DF set.
+pub fn ip_packet(
+    source: IpAddr,
+    destination: IpAddr,
+    protocol: Protocol,
+    tos: u8,
+    payload: &[u8],
+) -> Vec<u8> {
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut packet = vec![0; 20];
+            packet.extend_from_slice(payload);
+            let header =
+                ip4::Header { source, destination, protocol, ttl: 64, tos, id: 1, dont_fragment: true };
+            header.emit(&mut packet, payload.len()).unwrap();
+            packet
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let mut packet = vec![0; 40];
+            packet.extend_from_slice(payload);
+            let header = ip6::Header {
+                source,
+                destination,
+                next_header: protocol,
+                hop_limit: 64,
+                traffic_class: tos,
+                flow_label: 0,
+            };
+            header.emit(&mut packet, payload.len()).unwrap();
+            packet
+        }
+        _ => panic!("family"),
+    }
+}
+
+/// `payload` in a UDP datagram without a checksum.
+pub fn in_udp(source_port: u16, destination_port: u16, payload: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(8 + payload.len()).unwrap();
+    let mut datagram = vec![0; 8];
+    udp::Header { source_port, destination_port, length, checksum: 0 }.emit(&mut datagram).unwrap();
+    datagram.extend_from_slice(payload);
+    datagram
+}
+
+/// A UDP datagram between inside hosts of either family.
+pub fn datagram(v6: bool, a_to_b: bool, payload: &[u8]) -> Vec<u8> {
+    match (v6, a_to_b) {
+        (false, true) => udp4("10.1.0.2", "10.2.0.2", 1000, 2000, payload),
+        (false, false) => udp4("10.2.0.2", "10.1.0.2", 2000, 1000, payload),
+        (true, true) => udp6("fd01::2", "fd02::2", 1000, 2000, payload),
+        (true, false) => udp6("fd02::2", "fd01::2", 2000, 1000, payload),
+    }
+}
+
+/// The IPv4 header checksum, or the absence of one, is right, and the lengths fit.
+#[track_caller]
+pub fn sound(packet: &[u8]) {
+    if packet[0] >> 4 == 4 {
+        let view = ip4::View::parse(packet).unwrap();
+        assert!(view.checksum_ok(), "IPv4 header checksum");
+        assert_eq!(view.total_len(), packet.len());
+    } else {
+        assert_eq!(ip6::View::parse(packet).unwrap().total_len(), packet.len());
+    }
 }
