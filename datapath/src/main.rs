@@ -79,7 +79,12 @@ fn main() -> ExitCode {
 
 fn read(path: &Path) -> Result<DatapathSettings, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let file: File = toml::from_str(&text).map_err(|error| error.to_string())?;
+    let file: File = toml::from_str(&text).map_err(|error| {
+        // The error's own rendering quotes the line, which may hold a key.
+        let start = error.span().map_or(0, |span| span.start);
+        let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
+        format!("line {line}: {}", error.message())
+    })?;
     file.datapath.validate().map_err(|error| format!("[datapath] {error}"))?;
     Ok(file.datapath)
 }

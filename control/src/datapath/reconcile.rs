@@ -205,3 +205,136 @@ fn places_of(partition: &Partition) -> impl Iterator<Item = Place> + use<> {
     let ah = partition.ah.map(|pair| Place::Inbound(IpsecProtocol::Ah, pair.to_relay));
     esp.into_iter().chain(ah)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::fmt::Write;
+
+    use postern_contract::counters::SaCounters;
+    use postern_contract::sa::{Action, SaConfig};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::{NoKeyFiles, parse};
+
+    /// A tunnel in a world of few names, SPIs and keys, so that they change hands.
+    type Sketch = (u8, u8, u8, bool);
+
+    fn sketches() -> impl Strategy<Value = Vec<Sketch>> {
+        let one = (0..4_u8, 0..4_u8, 0..4_u8, any::<bool>());
+        proptest::collection::vec(one, 0..5).prop_map(|mut all| {
+            // Each name, inbound SPI and key once, as the configuration demands.
+            let mut seen = HashSet::new();
+            all.retain(|(name, spi, key, _)| {
+                seen.insert((0, *name)) & seen.insert((1, *spi)) & seen.insert((2, *key))
+            });
+            all
+        })
+    }
+
+    fn desired(sketches: &[Sketch]) -> Desired {
+        let mut text = String::new();
+        for (name, spi, key, clamp) in sketches {
+            write!(
+                text,
+                "[[tunnel]]\nname = \"{name}\"\nlocal = \"192.0.2.1\"\nremote = \"192.0.2.2\"\nesp = \"aes128gcm16\"\n\
+                 out = {{ spi = {}, key = \"{}\" }}\nin = {{ spi = {}, key = \"{}\" }}\nmss_clamp = {clamp}\n\
+                 local_net = [\"10.1.0.0/24\"]\nremote_net = [\"10.2.0.0/24\"]\n",
+                0x1000 + u32::from(*spi),
+                format!("0{key}").repeat(20),
+                0x2000 + u32::from(*spi),
+                format!("f{key}").repeat(20),
+            )
+            .unwrap();
+        }
+        let mut desired = Desired::new(parse("t", &text, &NoKeyFiles).unwrap());
+        // As `state` does it: the same description, the same generation.
+        for wanted in desired.sas.values_mut() {
+            let description = format!("{:?}", wanted.config);
+            wanted.config.generation = Generation(crate::digest::short(&[description.as_bytes()]));
+        }
+        for wanted in desired.policies.values_mut() {
+            let description = format!("{:?}", wanted.policy);
+            wanted.policy.generation = Generation(crate::digest::short(&[description.as_bytes()]));
+        }
+        desired
+    }
+
+    /// A datapath that is as strict as the real one.
+    #[derive(Default)]
+    struct Model {
+        sas: HashMap<SaId, SaConfig>,
+        policies: HashMap<PolicyId, Policy>,
+    }
+
+    impl Model {
+        fn apply(&mut self, operation: Operation) {
+            match operation {
+                Operation::InstallSa(config) => {
+                    for other in self.sas.values().filter(|other| other.id != config.id) {
+                        let inbound = config.direction == Direction::Inbound;
+                        assert!(
+                            other.direction != config.direction || !inbound || other.spi != config.spi,
+                            "SPI taken"
+                        );
+                        assert!(
+                            other.direction != config.direction || inbound || other.suite != config.suite,
+                            "same keys"
+                        );
+                    }
+                    self.sas.insert(config.id, *config);
+                }
+                Operation::RemoveSa(id) => assert!(self.sas.remove(&id).is_some()),
+                Operation::InstallPolicy(policy) => {
+                    let Action::Protect(Some(sa)) = policy.action else { panic!() };
+                    assert!(self.sas.contains_key(&sa), "switched to an SA that is not there");
+                    self.policies.insert(policy.id, policy);
+                }
+                Operation::RemovePolicy(id) => assert!(self.policies.remove(&id).is_some()),
+                Operation::InstallRelay(_) | Operation::RemoveRelay(_) => panic!(),
+            }
+        }
+
+        fn installed(&self) -> Installed {
+            let report = |sa: &SaConfig| SaReport {
+                id: sa.id,
+                generation: sa.generation,
+                direction: sa.direction,
+                protocol: sa.protocol,
+                mode: sa.mode,
+                spi: sa.spi,
+                local: sa.local,
+                remote: sa.remote,
+                encap: sa.encap,
+                worker: 0,
+                stopped: false,
+                key_check: sa.suite.key_check(),
+                counters: SaCounters::default(),
+            };
+            Installed {
+                sas: self.sas.values().map(|sa| (sa.id, report(sa))).collect(),
+                policies: self.policies.values().map(|policy| (policy.id, policy.clone())).collect(),
+                relays: BTreeMap::new(),
+            }
+        }
+    }
+
+    proptest! {
+        /// OPS-2, DP-7: from any state to any other, nothing on the way is refused, and then nothing differs.
+        #[test]
+        fn ops_2_every_plan_leads_there(states in proptest::collection::vec(sketches(), 1..4)) {
+            let mut model = Model::default();
+            for sketches in states {
+                let desired = desired(&sketches);
+                let plan = Plan::new(&desired, &model.installed());
+                for step in [&plan.make, &plan.switch, &plan.clear].into_iter().flatten() {
+                    model.apply(step.operation(&desired));
+                }
+                prop_assert!(Plan::new(&desired, &model.installed()).is_empty());
+                prop_assert_eq!(model.sas.len(), desired.sas.len());
+                prop_assert_eq!(model.policies.len(), desired.policies.len());
+            }
+        }
+    }
+}
