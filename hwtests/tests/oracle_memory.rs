@@ -275,9 +275,9 @@ fn made_by_a_worker(bed: &mut Testbed, oracle: &mut Oracle, case: &Case) -> Resu
 }
 
 /// Everything that was dropped.
-fn drops(bed: &Testbed) -> String {
+fn drops(bed: &Testbed) -> Vec<(&'static str, u64)> {
     let counted = DropReason::ALL.iter().map(|reason| (reason.label(), bed.drops(*reason)));
-    counted.filter(|(_, count)| *count > 0).map(|(label, count)| format!("{label} {count} ")).collect()
+    counted.filter(|(_, count)| *count > 0).collect()
 }
 
 fn made_by_the_oracle(bed: &mut Testbed, oracle: &mut Oracle, case: &Case) -> Result<()> {
@@ -288,7 +288,7 @@ fn made_by_the_oracle(bed: &mut Testbed, oracle: &mut Oracle, case: &Case) -> Re
         let inner = case.inner(false, number)?;
         let sealed = oracle.seal(&sa, sequence, &inner, &header, (4500, 4500))?;
         let (outside, inside) = bed.from_outside(&sealed);
-        let shown = || format!("sequence number {sequence}: {}\n{}", hex(&sealed), drops(bed));
+        let shown = || format!("sequence number {sequence}: {}\n{:?}", hex(&sealed), drops(bed));
         ensure!(
             outside.is_empty() && inside.len() == 1,
             "{}: {} outside, {} inside",
