@@ -48,7 +48,11 @@ impl Node {
     pub fn start_control(&mut self) -> Result<()> {
         let namespace = Netns::existing(&self.namespace)?;
         let mut command = namespace.command(binary("postern-control")?);
-        command.arg("--config").arg(self.dir.join("postern.toml")).env("RUST_BACKTRACE", "1");
+        command
+            .arg("--config")
+            .arg(self.dir.join("postern.toml"))
+            .env("RUST_BACKTRACE", "1")
+            .env("NO_COLOR", "1");
         self.control = Some(Background::start(&mut command, &self.log_file())?);
         let ready = wait_for(&format!("{} to be ready", self.name), Duration::from_secs(10), || {
             if !self.control.as_mut().is_some_and(Background::runs) {
@@ -98,8 +102,11 @@ impl Node {
 
     /// Packets that this node dropped for the reason with this label.
     pub fn drops(&self, label: &str) -> Result<u64> {
-        let text = self.json(&["status"])?;
-        Ok(sum_named(&text, label))
+        let table = self.json(&["drops"])?;
+        let rows =
+            table.get("reasons").and_then(Value::as_array).context("`postern drops` has no reasons")?;
+        let row = rows.iter().find(|row| row.get("reason").and_then(Value::as_str) == Some(label));
+        Ok(row.and_then(|row| row.get("packets")?.as_u64()).unwrap_or(0))
     }
 
     /// Frames that the workers received from and gave to the port of `interface`.
@@ -168,16 +175,13 @@ impl Node {
         self.dir.join("log")
     }
 
-    /// Whether control answers and all that the configuration names is installed.
+    /// Whether control answers, the datapath is up, and all that the configuration names is installed.
     fn is_ready(&self) -> Result<bool> {
         let status = self.json(&["status"])?;
-        let mut ready = None;
-        each_object(&status, &mut |object| {
-            if let Some(state) = object.get("in_sync").and_then(Value::as_bool) {
-                ready = Some(state);
-            }
-        });
-        ready.context("`postern status --json` has no in_sync")
+        let up = status.pointer("/datapath/up").and_then(Value::as_bool).context("no datapath/up")?;
+        let tables = [self.json(&["sa"])?, self.json(&["policy"])?, self.json(&["relay"])?];
+        let mut rows = tables.iter().filter_map(Value::as_array).flatten();
+        Ok(up && rows.all(|row| row.get("state").and_then(Value::as_str) == Some("installed")))
     }
 }
 
@@ -219,22 +223,5 @@ pub fn each_object(value: &Value, visit: &mut impl FnMut(&serde_json::Map<String
         }
         Value::Array(items) => items.iter().for_each(|inner| each_object(inner, visit)),
         _ => {}
-    }
-}
-
-/// Sum of all numbers that stand under the key `name`, or behind it in a two-element array, anywhere in `value`.
-fn sum_named(value: &Value, name: &str) -> u64 {
-    match value {
-        Value::Object(object) => object
-            .iter()
-            .map(
-                |(key, inner)| if key == name { inner.as_u64().unwrap_or(0) } else { sum_named(inner, name) },
-            )
-            .sum(),
-        Value::Array(items) => match items.as_slice() {
-            [Value::String(key), Value::Number(number)] if key == name => number.as_u64().unwrap_or(0),
-            _ => items.iter().map(|inner| sum_named(inner, name)).sum(),
-        },
-        _ => 0,
     }
 }

@@ -346,9 +346,9 @@ impl Topology {
         self.nodes.get_mut(role).with_context(|| format!("{role} runs no Postern"))
     }
 
-    /// Runs `body`; when it fails, the error comes with the tables and the logs of all nodes.
+    /// Runs `body`; when it fails, the tables and the logs of all nodes go to standard error.
     pub fn check(&mut self, body: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        body(self).map_err(|error| error.context(self.report()))
+        body(self).inspect_err(|_| eprintln!("{}", self.report()))
     }
 
     /// Tables and logs of all nodes.

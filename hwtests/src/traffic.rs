@@ -1,5 +1,6 @@
 //! Traffic that measures: ping, iperf3, and a stream of numbered UDP datagrams whose loss is known to the packet.
 
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
@@ -101,6 +102,8 @@ impl IperfServer {
     /// Starts it; its log goes to `dir`.
     pub fn start(namespace: &Netns, address: IpAddr, dir: &Path) -> Result<Self> {
         let log = dir.join(format!("iperf3-{}.log", if address.is_ipv4() { 4 } else { 6 }));
+        // An earlier server's log would say that this one listens.
+        File::create(&log)?;
         let mut command = namespace.command("iperf3");
         command.args(["-s", "--forceflush", "-B", &address.to_string()]);
         let process = Background::start(&mut command, &log)?;

@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use postern_hwtests::capture::{Capture, fields};
 use postern_hwtests::config::AES128GCM;
-use postern_hwtests::node::each_object;
 use postern_hwtests::process::is_alive;
 use postern_hwtests::topology::{Family, Kind, Topology, inside};
 use postern_hwtests::traffic::{IperfServer, Ping, Stream};
@@ -20,18 +19,12 @@ fn one_tunnel() -> Result<Topology> {
 }
 
 /// Every SA's id, SPI and packets, in the order of the table.
-fn sas(topology: &Topology, role: &str) -> Result<Vec<(u64, String, u64)>> {
+fn sas(topology: &Topology, role: &str) -> Result<Vec<(String, String, u64)>> {
     let table = topology.node(role)?.json(&["sa"])?;
-    let mut sas = Vec::new();
-    each_object(&table, &mut |object| {
-        let id = object.get("id").and_then(Value::as_u64);
-        let packets =
-            object.get("counters").and_then(|counters| counters.get("packets")).and_then(Value::as_u64);
-        if let (Some(id), Some(packets), Some(spi)) = (id, packets, object.get("spi")) {
-            sas.push((id, spi.to_string(), packets));
-        }
-    });
-    Ok(sas)
+    let rows = table.as_array().context("`postern sa` gives no list")?;
+    let text = |row: &Value, key: &str| row.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let packets = |row: &Value| row.get("packets").and_then(Value::as_u64).unwrap_or_default();
+    Ok(rows.iter().map(|row| (text(row, "id"), text(row, "spi"), packets(row))).collect())
 }
 
 /// DP-7: control is killed under a counted stream and under iperf3: no packet is lost; the next control reports the
@@ -58,8 +51,8 @@ fn dp_7_control_killed() -> Result<()> {
         ensure!(tally.lost() == 0 && tally.sent > 1500, "{tally:?}");
         let after = sas(topology, "g1")?;
         ensure!(topology.node("g1")?.datapath_pid()? == datapath, "the datapath is another process");
-        let names = |sas: &[(u64, String, u64)]| {
-            sas.iter().map(|(id, spi, _)| (*id, spi.clone())).collect::<Vec<_>>()
+        let names = |sas: &[(String, String, u64)]| {
+            sas.iter().map(|(id, spi, _)| (id.clone(), spi.clone())).collect::<Vec<_>>()
         };
         ensure!(names(&before) == names(&after), "SAs changed: {before:?} {after:?}");
         let grew = before.iter().zip(&after).any(|(before, after)| after.2 >= before.2 + tally.sent);

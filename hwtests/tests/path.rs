@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use postern_hwtests::capture::{Capture, fields, frames};
 use postern_hwtests::config::{AES128GCM, Encap};
-use postern_hwtests::node::each_object;
 use postern_hwtests::oracle::Oracle;
 use postern_hwtests::packet::{ETHERNET, fix_ip_checksum};
 use postern_hwtests::process::wait_for;
@@ -81,17 +80,18 @@ fn dp_5_sizes_mixed() -> Result<()> {
     sizes(Family::V6, Family::V4)
 }
 
-/// Where g2 sends to: the peer's address and port as its SAs have them.
+/// Where g2's SAs have their peer: address and port.
 fn peer_of(topology: &Topology) -> Result<Vec<String>> {
     let table = topology.node("g2")?.json(&["sa"])?;
-    let mut peers = Vec::new();
-    each_object(&table, &mut |object| {
-        if let (Some(remote), Some(Value::Object(encap))) = (object.get("remote"), object.get("encap")) {
-            let address = remote.get("on_wire").unwrap_or(remote).as_str().unwrap_or_default();
-            peers.push(format!("{address}:{}", encap.get("remote_port").unwrap_or(&Value::Null)));
-        }
-    });
-    ensure!(peers.len() == 2, "the table has no two SAs with encapsulation: {table}");
+    let text = |row: &Value, key: &str| row.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let peers: Vec<_> = table
+        .as_array()
+        .context("`postern sa` gives no list")?
+        .iter()
+        .map(|row| (text(row, "remote"), text(row, "encap")))
+        .map(|(remote, ports)| format!("{remote}:{}", ports.rsplit(':').next().unwrap_or_default()))
+        .collect();
+    ensure!(peers.len() == 2, "not two SAs: {table}");
     Ok(peers)
 }
 
