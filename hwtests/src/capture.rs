@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::netns::Netns;
@@ -22,11 +22,10 @@ impl Capture {
     pub fn start(namespace: &Netns, interface: &str, filter: &str, file: &Path) -> Result<Self> {
         let log = file.with_extension("log");
         let mut command = namespace.command("tcpdump");
-        // -Z root: without it tcpdump changes its user and cannot write into a private directory.
-        command
-            .args(["-n", "-U", "--immediate-mode", "-Z", "root", "-i", interface, "-w"])
-            .arg(file)
-            .arg(filter);
+        // -Z root: without it tcpdump changes its user and cannot write into a private directory. -s, -B: the ring of
+        // immediate mode has slots of the snapshot length, with the default of 256 KiB a handful.
+        command.args(["-n", "-U", "--immediate-mode", "-s", "4096", "-B", "32768", "-Z", "root"]);
+        command.args(["-i", interface, "-w"]).arg(file).arg(filter);
         let process = Background::start(&mut command, &log)?;
         wait_for("tcpdump", Duration::from_secs(5), || {
             Ok(std::fs::read_to_string(&log)?.contains("listening on").then_some(()))
@@ -34,10 +33,13 @@ impl Capture {
         Ok(Self { process, file: file.to_owned() })
     }
 
-    /// Ends it and gives the file. Waits half a second first: packets on their way to tcpdump are not lost.
+    /// Ends it and gives the file. Waits half a second first: packets on their way to tcpdump are not lost. An error if
+    /// tcpdump was too slow for some.
     pub fn finish(mut self) -> Result<PathBuf> {
         std::thread::sleep(Duration::from_millis(500));
-        self.process.end(Signal::TERM, Duration::from_secs(2));
+        self.process.end(Signal::TERM, Duration::from_secs(5));
+        let log = std::fs::read_to_string(self.file.with_extension("log"))?;
+        ensure!(log.contains("\n0 packets dropped by kernel"), "the capture is not complete: {log}");
         Ok(self.file.clone())
     }
 }

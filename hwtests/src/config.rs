@@ -52,6 +52,8 @@ pub struct Interface {
     pub name: String,
     /// `outside`, `inside` or `both`.
     pub role: &'static str,
+    /// `xsk`, `tun` or `socket`.
+    pub port: &'static str,
 }
 
 /// `[control]`.
@@ -130,6 +132,17 @@ pub struct Keys {
     /// Key of AH.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub ah_key: String,
+    /// As `sequence`, for AH.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ah_sequence: Option<u64>,
+}
+
+impl Keys {
+    /// Sets where the sequence numbers of all SAs of this direction begin.
+    pub fn begin_at(&mut self, sequence: u64) {
+        self.sequence = self.spi.map(|_| sequence);
+        self.ah_sequence = self.ah_spi.map(|_| sequence);
+    }
 }
 
 /// UDP ports of encapsulation.
@@ -406,6 +419,7 @@ impl Pair {
             sequence: None,
             ah_spi: self.ah.map(|_| spi + AH_SPI_OFFSET),
             ah_key: hex(ah_key),
+            ah_sequence: None,
         };
         Tunnel {
             name: self.name.clone(),

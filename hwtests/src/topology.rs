@@ -390,7 +390,16 @@ impl Drop for Topology {
 pub fn gateway_config(tunnels: Vec<Tunnel>) -> Config {
     let mut config = Config { tunnels, ..Config::default() };
     for (name, role) in [("inside", "inside"), ("outside", "outside")] {
-        config.datapath.interfaces.push(Interface { name: name.to_owned(), role });
+        config.datapath.interfaces.push(Interface { name: name.to_owned(), role, port: "xsk" });
+    }
+    config
+}
+
+/// Configuration of a host that is no appliance: its own traffic through a TUN device, IPsec through sockets.
+pub fn host_config(tunnels: Vec<Tunnel>) -> Config {
+    let mut config = Config { tunnels, ..Config::default() };
+    for (name, role, port) in [("pt0", "inside", "tun"), ("sockets", "outside", "socket")] {
+        config.datapath.interfaces.push(Interface { name: name.to_owned(), role, port });
     }
     config
 }
@@ -399,7 +408,7 @@ pub fn gateway_config(tunnels: Vec<Tunnel>) -> Config {
 pub fn relay_config(relays: Vec<Relay>) -> Config {
     let mut config = Config { relays, ..Config::default() };
     for name in ["left", "right"] {
-        config.datapath.interfaces.push(Interface { name: name.to_owned(), role: "outside" });
+        config.datapath.interfaces.push(Interface { name: name.to_owned(), role: "outside", port: "xsk" });
     }
     config
 }

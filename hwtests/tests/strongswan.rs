@@ -31,7 +31,7 @@ fn take_over(suite: Suite, initiator: bool) -> Result<()> {
     topology.ns(role)?.sh("sysctl -qw net.ipv4.ip_forward=0")?;
     let pair = pair(&topology, suite, keys)?;
     let mut tunnel = if initiator { pair.left() } else { pair.right() };
-    tunnel.out.sequence = Some(1_000_000);
+    tunnel.out.begin_at(1_000_000);
     topology.start_node(role, gateway_config(vec![tunnel]))?;
     let outcome = topology.check(|topology| {
         Ping { count: 20, ..Ping::default() }.all(topology.ns("h1")?, far).context("from h1")?;
