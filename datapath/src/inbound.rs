@@ -240,7 +240,13 @@ fn open(core: &mut Core, batch: &mut InboundBatch) {
 
 /// Checks the ICV of AH packets.
 fn verify(core: &mut Core, batch: &mut InboundBatch) {
-    let Core { arena, inbound, .. } = core;
+    let Core { arena, inbound, spis, id, .. } = core;
+    // RLY-3: the SPI that the far end wrote into an ESP header below, where a relay translates it.
+    let below = |spi: Spi| {
+        let handle = spis.get(IpsecProtocol::Esp, spi).filter(|handle| handle.worker() == *id)?;
+        let config = &inbound.get(handle.index())?.config;
+        config.spi.is_translated().then_some(config.spi.authenticated)
+    };
     for (frame, arrival, sa, sequence, next) in
         izip!(&mut batch.frames, &batch.arrivals, &batch.sas, &batch.sequences, &mut batch.next)
     {
@@ -248,19 +254,21 @@ fn verify(core: &mut Core, batch: &mut InboundBatch) {
             continue;
         }
         let Some(state) = inbound.get(*sa) else { continue };
-        if let Err(reason) = verify_ah(arena, frame, arrival.at(), state, *sequence) {
+        if let Err(reason) = verify_ah(arena, frame, arrival.at(), state, *sequence, below) {
             *next = Next::DropOfSa(reason);
         }
     }
 }
 
-/// RFC 4302 section 3.4.4. The packet is muted in place, checked, and its IP header restored.
+/// RFC 4302 section 3.4.4. The packet is muted in place, checked, and its IP header restored. `below` tells what the
+/// ICV covers in place of the SPI of an ESP header behind AH.
 fn verify_ah(
     arena: &Arena,
     frame: &mut Frame,
     at: usize,
     state: &Inbound,
     sequence: u64,
+    below: impl Fn(Spi) -> Option<Spi>,
 ) -> Result<(), DropReason> {
     let config = &state.config;
     let SaKey::Ah(key) = &config.key else { return Err(DropReason::BadIcv) };
@@ -270,6 +278,13 @@ fn verify_ah(
     let parsed = ah::Header::parse(rest).map_err(|_| DropReason::Malformed)?;
     if parsed.len() != ah::header_len(usize::from(key.icv_len()), v6) {
         return Err(DropReason::BadLength);
+    }
+    let esp = (parsed.next_header == Protocol::ESP)
+        .then(|| esp::Header::parse(rest.get(parsed.len()..)?).map(|esp| (parsed.len(), esp.spi)))
+        .flatten();
+    let swapped = esp.and_then(|(offset, on_wire)| Some((offset, on_wire, below(on_wire)?)));
+    if let Some((offset, _, authenticated)) = swapped {
+        header::put(rest, offset, authenticated.0.to_be_bytes());
     }
     let mut saved = header::Saved::take(ip).ok_or(DropReason::TooManyExtensionHeaders)?;
     if config.spi.is_translated() {
@@ -292,6 +307,10 @@ fn verify_ah(
     let right = key.verify(arena.bytes_mut(frame), at + ah::FIXED_LEN);
     frame.truncate(len);
     saved.restore(arena.bytes_mut(frame));
+    if let Some((offset, on_wire, _)) = swapped {
+        // The ESP SA is found by what is on the wire.
+        header::put(arena.bytes_mut(frame), at + offset, on_wire.0.to_be_bytes());
+    }
     if right { Ok(()) } else { Err(DropReason::BadIcv) }
 }
 
