@@ -551,7 +551,7 @@ fn mob_2_the_relay_moves() {
             world.through(&before).remove(0)
         };
         let after = through(&mut world, &sent);
-        assert_eq!(world.pair.open_a(&after), [arrives.clone()]);
+        assert_eq!(world.pair.open_a(&after), std::slice::from_ref(&arrives));
         assert_eq!(world.pair.a.events(), [], "{suite:?} {bundle}");
         // The relay has another address from now on.
         let mut after = through(&mut world, &sent);
