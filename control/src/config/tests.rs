@@ -414,3 +414,17 @@ proptest! {
         fuzz(&bytes);
     }
 }
+
+/// The seeds of the fuzz target `config` go through the same function.
+#[test]
+fn fuzz_seeds_hold() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../hwtests/fuzz/seeds/config");
+    let mut replayed = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let seed = std::fs::read(&path).unwrap();
+        assert!(std::panic::catch_unwind(|| fuzz(&seed)).is_ok(), "{}", path.display());
+        replayed += 1;
+    }
+    assert!(replayed >= 10, "{replayed} seeds in {folder}");
+}
