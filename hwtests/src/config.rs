@@ -342,6 +342,9 @@ pub struct Pair {
     pub keys: [[Vec<u8>; 3]; 2],
 }
 
+/// What the SPIs on a relay's client side are above those that both ends' integrity checks cover.
+pub const RELAY_SPI_OFFSET: u32 = 0x3000;
+
 /// What AH's SPIs are above ESP's in generated configurations.
 pub const AH_SPI_OFFSET: u32 = 0x1_0000;
 
@@ -444,8 +447,7 @@ impl Pair {
     /// Puts a relay in between: gives the left end's tunnel, which now knows what the right end sees, the right
     /// end's, and the relay's entry. `left` and `right` are the relay's two addresses.
     pub fn through_relay(&self, left: IpAddr, right: IpAddr) -> (Tunnel, Tunnel, Relay) {
-        // On the left wire the SPIs differ from those that both ends' integrity checks cover.
-        let moved = |spi: u32| spi + 0x3000;
+        let moved = |spi: u32| spi + RELAY_SPI_OFFSET;
         let (mut a, mut b) = (self.left(), self.right());
         let seen = a.clone();
         a.remote = left;

@@ -71,6 +71,30 @@ pub fn udp(from: (IpAddr, u16), to: (IpAddr, u16), data: &[u8]) -> Result<Vec<u8
     Ok([ip_header(from.0, to.0, 17, length)?, datagram].concat())
 }
 
+/// What an outer IP header says; of IPv6 extension headers it knows nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
+    /// Source.
+    pub source: IpAddr,
+    /// Destination.
+    pub destination: IpAddr,
+    /// Protocol of what follows.
+    pub protocol: u8,
+    /// Bytes of the header.
+    pub size: usize,
+}
+
+/// The IP header that a packet begins with; `None` if it is cut off.
+pub fn outer_header(packet: &[u8]) -> Option<Outer> {
+    let v4 = |at: usize| Some(IpAddr::from(*packet.get(at..)?.first_chunk::<4>()?));
+    let v6 = |at: usize| Some(IpAddr::from(*packet.get(at..)?.first_chunk::<16>()?));
+    Some(match packet.first()? >> 4 {
+        4 => Outer { source: v4(12)?, destination: v4(16)?, protocol: *packet.get(9)?, size: 20 },
+        6 => Outer { source: v6(8)?, destination: v6(24)?, protocol: *packet.get(6)?, size: 40 },
+        _ => return None,
+    })
+}
+
 /// Makes an IPv4 header's checksum right; leaves IPv6 alone.
 pub fn fix_ip_checksum(packet: &mut [u8]) {
     if packet.first().is_none_or(|byte| byte >> 4 != 4) {

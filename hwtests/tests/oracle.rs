@@ -9,11 +9,13 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use postern_hwtests::capture::{Capture, EspSa, fields_with_keys, frames};
 use postern_hwtests::config::{AES128GCM, AH_SPI_OFFSET, AH_SUITES, ESP_SUITES, Pair, Suite};
 use postern_hwtests::oracle::{Oracle, hex};
-use postern_hwtests::packet::{ETHERNET, ethernet, forwarded, ip_header, mac, send_datagram, udp};
+use postern_hwtests::packet::{
+    ETHERNET, ethernet, forwarded, ip_header, mac, outer_header, send_datagram, udp,
+};
 use postern_hwtests::topology::{Family, Kind, Topology, gateway_config, inside, more_inside, more_net};
 use postern_hwtests::traffic::Ping;
 
@@ -110,7 +112,10 @@ fn made_by_postern(topology: &Topology, cases: &[Case], oracle: &mut Oracle, inn
     let (sealed, clear) = (sealed.finish()?, clear.finish()?);
     let mut by_destination: HashMap<IpAddr, Vec<Vec<u8>>> = HashMap::new();
     for packet in frames(&clear)?.iter().filter_map(|frame| frame.get(ETHERNET..)) {
-        by_destination.entry(destination(packet)?).or_default().push(packet.to_vec());
+        by_destination
+            .entry(outer_header(packet).context("no IP packet")?.destination)
+            .or_default()
+            .push(packet.to_vec());
     }
     let mut by_spi: HashMap<u32, Vec<Vec<u8>>> = HashMap::new();
     for packet in frames(&sealed)?.iter().filter_map(|frame| frame.get(ETHERNET..)) {
@@ -202,7 +207,10 @@ fn made_by_the_oracle(
     }
     let mut received: HashMap<IpAddr, Vec<Vec<u8>>> = HashMap::new();
     for packet in frames(&clear.finish()?)?.iter().filter_map(|frame| frame.get(ETHERNET..)) {
-        received.entry(source(packet)?).or_default().push(packet.to_vec());
+        received
+            .entry(outer_header(packet).context("no IP packet")?.source)
+            .or_default()
+            .push(packet.to_vec());
     }
     for case in cases {
         let (expected, received) = (expected.get(&case.to), received.get(&case.to));
@@ -215,36 +223,16 @@ fn made_by_the_oracle(
     Ok(())
 }
 
-fn address(packet: &[u8], at: (usize, usize)) -> Result<IpAddr> {
-    let v4 = packet.first().is_some_and(|byte| byte >> 4 == 4);
-    let bytes = if v4 { packet.get(at.0..at.0 + 4) } else { packet.get(at.1..at.1 + 16) };
-    let bytes = bytes.context("a truncated packet")?;
-    Ok(match (<[u8; 4]>::try_from(bytes), <[u8; 16]>::try_from(bytes)) {
-        (Ok(bytes), _) => bytes.into(),
-        (_, Ok(bytes)) => bytes.into(),
-        _ => bail!("a truncated packet"),
-    })
-}
-
-fn source(packet: &[u8]) -> Result<IpAddr> {
-    address(packet, (12, 8))
-}
-
-fn destination(packet: &[u8]) -> Result<IpAddr> {
-    address(packet, (16, 24))
-}
-
-/// The SPI of an ESP, AH or encapsulated ESP packet without options.
+/// The SPI of an ESP, AH or encapsulated ESP packet.
 fn spi_of(packet: &[u8]) -> Option<u32> {
-    let v4 = packet.first()? >> 4 == 4;
-    let (size, protocol) = if v4 { (20, *packet.get(9)?) } else { (40, *packet.get(6)?) };
-    let at = match protocol {
-        50 => size,
-        51 => size + 4,
-        17 if packet.get(size + 2..size + 4)? == 4500_u16.to_be_bytes() => size + 8,
+    let header = outer_header(packet)?;
+    let at = match header.protocol {
+        50 => header.size,
+        51 => header.size + 4,
+        17 if packet.get(header.size + 2..header.size + 4)? == 4500_u16.to_be_bytes() => header.size + 8,
         _ => return None,
     };
-    Some(u32::from_be_bytes(packet.get(at..at + 4)?.try_into().ok()?))
+    Some(u32::from_be_bytes(*packet.get(at..)?.first_chunk()?))
 }
 
 /// DP-3, DP-4: tunnel mode, IPv4 in IPv4.

@@ -3,15 +3,18 @@
 //! Run by `hwtests/demo`, which builds everything first. Ends with a verdict, and with a code other than 0 unless
 //! every claim was seen to be true.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use postern_hwtests::capture::{Capture, fields};
-use postern_hwtests::config::AES128GCM;
+use postern_hwtests::capture::{Capture, frames};
+use postern_hwtests::config::{AES128GCM, Pair, RELAY_SPI_OFFSET};
+use postern_hwtests::oracle::hex;
+use postern_hwtests::packet::{ETHERNET, outer_header};
 use postern_hwtests::process::indent;
 use postern_hwtests::topology::{Family, Kind, Topology, inside};
 use postern_hwtests::traffic::{IperfServer, Ping};
@@ -66,12 +69,12 @@ fn round(outer: Family, inner: Family, keep: bool) -> Result<()> {
         Topology::build(Kind::Relay)?
     };
     let pair = topology.tunnel(0, Some(AES128GCM), None, outer, inner)?;
-    topology.start(&[pair])?;
+    topology.start(std::slice::from_ref(&pair))?;
     step("network", &format!("{}; each a network namespace", Kind::Relay.help()));
     let mut outcome = topology.check(|topology| traffic(topology, inner));
     if outcome.is_ok() {
         outcome =
-            topology.check(|topology| tables(topology).and_then(|()| before_and_after(topology, outer)));
+            topology.check(|topology| tables(topology).and_then(|()| before_and_after(topology, &pair)));
     }
     if outcome.is_ok() {
         outcome = topology.check(|topology| proofs(topology));
@@ -122,64 +125,57 @@ fn tables(topology: &Topology) -> Result<()> {
     Ok(())
 }
 
-/// One ESP packet as a capture shows it.
+/// One ESP packet as it was on a wire.
 struct Seen {
-    source: String,
-    destination: String,
-    spi: String,
-    length: String,
-    payload: String,
+    source: IpAddr,
+    destination: IpAddr,
+    spi: u32,
+    length: usize,
+    ciphertext: Vec<u8>,
 }
 
-/// ESP packets of a capture by direction (whether g1's or the relay's network is first) and sequence number.
-fn esp_packets(file: &Path, outer: Family, spis: &[String]) -> Result<HashMap<(bool, String), Seen>> {
-    let (source, destination) = match outer {
-        Family::V4 => ("ip.src", "ip.dst"),
-        Family::V6 => ("ipv6.src", "ipv6.dst"),
-    };
-    let names = [source, destination, "esp.spi", "esp.sequence", "frame.len", "esp.encrypted_data"];
-    let mut packets = HashMap::new();
-    for row in fields(file, "esp", &names)? {
-        let [source, destination, spi, sequence, length, payload] = row.as_slice() else { continue };
-        let (source, destination) = (source.clone(), destination.clone());
-        let (spi, length, payload) = (spi.clone(), length.clone(), payload.clone());
-        let forth = spis.contains(&spi);
-        packets.insert((forth, sequence.clone()), Seen { source, destination, spi, length, payload });
+/// ESP packets of a capture by direction (towards g2 or not) and sequence number.
+fn esp_packets(file: &Path, towards_g2: [u32; 2]) -> Result<BTreeMap<(bool, u32), Seen>> {
+    let mut packets = BTreeMap::new();
+    for frame in frames(file)? {
+        let packet = frame.get(ETHERNET..).unwrap_or_default();
+        let Some(header) = outer_header(packet) else { continue };
+        let Some((head, ciphertext)) = packet.get(header.size..).and_then(|rest| rest.split_at_checked(8))
+        else {
+            continue;
+        };
+        if header.protocol != 50 {
+            continue;
+        }
+        let number = |at: usize| -> Option<u32> { Some(u32::from_be_bytes(*head.get(at..)?.first_chunk()?)) };
+        let (spi, sequence) = number(0).zip(number(4)).context("a truncated ESP packet")?;
+        let seen = Seen {
+            source: header.source,
+            destination: header.destination,
+            spi,
+            length: packet.len(),
+            ciphertext: ciphertext.to_vec(),
+        };
+        packets.insert((towards_g2.contains(&spi), sequence), seen);
     }
     Ok(packets)
 }
 
 /// RLY-1, RLY-2: the same packet left and right of the relay.
-fn before_and_after(topology: &Topology, outer: Family) -> Result<()> {
-    let config = std::fs::read_to_string(topology.node("relay")?.dir().join("postern.toml"))?;
-    // SPIs of packets from h1 to h2, on either side.
-    let config: toml::Value = toml::from_str(&config)?;
-    let spi = |side: &str, which: &str| -> Result<String> {
-        let path =
-            |value: &toml::Value| value.get("relay")?.get(0)?.get(side)?.get("esp")?.get(which)?.as_integer();
-        Ok(format!("{:#010x}", path(&config).context("the relay's configuration has no SPI")?))
-    };
-    let forth = [spi("client", "to_relay")?, spi("gateway", "from_relay")?];
-    let left = esp_packets(&topology.dir().join("left.pcap"), outer, &forth)?;
-    let right = esp_packets(&topology.dir().join("right.pcap"), outer, &forth)?;
+fn before_and_after(topology: &Topology, pair: &Pair) -> Result<()> {
+    let towards_g2 = [pair.spis.0 + RELAY_SPI_OFFSET, pair.spis.0];
+    let left = esp_packets(&topology.dir().join("left.pcap"), towards_g2)?;
+    let right = esp_packets(&topology.dir().join("right.pcap"), towards_g2)?;
     let mut compared = 0;
     for (way, name) in [(true, "from h1 to h2"), (false, "from h2 to h1")] {
         let mut shown = false;
-        for ((_, sequence), before) in left.iter().filter(|((forth, _), _)| *forth == way) {
-            let Some(after) = right.get(&(way, sequence.clone())) else { continue };
-            ensure!(before.spi != after.spi, "the relay left the SPI {} as it was", before.spi);
-            let outside = (&before.source, &before.destination) != (&after.source, &after.destination);
-            ensure!(outside, "the relay left the outer addresses as they were");
-            ensure!(
-                before.length == after.length,
-                "the packet's length changed: {} {}",
-                before.length,
-                after.length
-            );
-            ensure!(
-                before.payload == after.payload && !before.payload.is_empty(),
-                "the relay changed the ciphertext"
-            );
+        for ((_, sequence), before) in left.iter().filter(|((towards, _), _)| *towards == way) {
+            let Some(after) = right.get(&(way, *sequence)) else { continue };
+            ensure!(before.spi != after.spi, "the relay left the SPI {:#010x} as it was", before.spi);
+            let kept = (before.source, before.destination) == (after.source, after.destination);
+            ensure!(!kept, "the relay left the outer addresses as they were");
+            ensure!(before.length == after.length, "{} bytes became {}", before.length, after.length);
+            ensure!(before.ciphertext == after.ciphertext, "the relay changed what is encrypted");
             compared += 1;
             if !shown {
                 shown = true;
@@ -188,10 +184,10 @@ fn before_and_after(topology: &Topology, outer: Family) -> Result<()> {
                     &format!("packet {sequence} {name}, captured on both sides of the relay"),
                 );
                 for (side, seen) in [("left ", before), ("right", after)] {
-                    let Seen { source, destination, spi, length, payload } = seen;
-                    let start: String = payload.chars().take(32).collect();
+                    let Seen { source, destination, spi, length, ciphertext } = seen;
+                    let start = hex(ciphertext.get(..16).unwrap_or(ciphertext));
                     println!(
-                        "  {side}  {source} > {destination}  SPI {spi}  {length} bytes  ciphertext {start}..."
+                        "  {side}  {source} > {destination}  SPI {spi:#010x}  {length} bytes  {start}..."
                     );
                 }
             }
