@@ -145,6 +145,20 @@ pub struct SteerChanges {
     pub removed: Vec<IpNet>,
 }
 
+impl SteerChanges {
+    /// Notes a change, or takes back the opposite one that XDP has not been told of.
+    fn change(&mut self, prefix: IpNet, add: bool) {
+        let Self { added, removed } = self;
+        let (to, opposite) = if add { (added, removed) } else { (removed, added) };
+        match opposite.iter().position(|noted| *noted == prefix) {
+            Some(place) => {
+                opposite.swap_remove(place);
+            }
+            None => to.push(prefix),
+        }
+    }
+}
+
 /// All tables as the main thread sees them.
 pub struct Publisher {
     workers: Vec<WorkerLink>,
@@ -564,8 +578,7 @@ impl Publisher {
                 let count = self.prefixes.entry(prefix).or_insert(0);
                 *count += 1;
                 if *count == 1 {
-                    self.steer.removed.retain(|removed| *removed != prefix);
-                    self.steer.added.push(prefix);
+                    self.steer.change(prefix, true);
                 }
             }
         }
@@ -585,8 +598,7 @@ impl Publisher {
                     *count -= 1;
                     if *count == 0 {
                         self.prefixes.remove(&prefix);
-                        self.steer.added.retain(|added| *added != prefix);
-                        self.steer.removed.push(prefix);
+                        self.steer.change(prefix, false);
                     }
                 }
             }

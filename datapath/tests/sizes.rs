@@ -63,6 +63,11 @@ fn too_big(packet: &[u8], mtu: usize, from: &str) -> Vec<u8> {
     out
 }
 
+/// The fragment that has the upper layer's header.
+fn first_of(pieces: &[Vec<u8>]) -> &[u8] {
+    pieces.iter().find(|piece| ip4::View::parse(piece).unwrap().fragment_offset() == 0).unwrap()
+}
+
 /// Puts IPv4 fragments together, in any order.
 fn join(pieces: &[Vec<u8>]) -> Vec<u8> {
     let mut pieces: Vec<_> = pieces.iter().map(|piece| ip4::View::parse(piece).unwrap()).collect();
@@ -263,8 +268,7 @@ fn dp_5_outer_fragments_in_transport_mode() {
             let pieces = pair.protect(&packet);
             assert!(pieces.len() >= 2 && pieces.iter().all(|piece| piece.len() <= 1500), "{suite:?} {size}");
             let payload = join(&pieces);
-            let mut whole =
-                pieces.iter().find(|piece| piece[6] & 0x1f == 0 && piece[7] == 0).unwrap()[..20].to_vec();
+            let mut whole = first_of(&pieces)[..20].to_vec();
             whole.extend(payload);
             let len = whole.len();
             ip4::set_total_len(&mut whole, len).unwrap();
@@ -410,7 +414,9 @@ fn dp_5_ecn_inbound() {
                     routed(&packet, 2)
                 });
                 assert_eq!(arrived, expected.into_iter().collect::<Vec<_>>(), "inner {inner} outer {outer}");
-                arrived.iter().for_each(|packet| sound(packet));
+                for packet in &arrived {
+                    sound(packet);
+                }
             }
         }
         dropped(&pair.b, DropReason::EcnNotEctMarked, 1);
