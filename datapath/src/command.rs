@@ -17,7 +17,7 @@ use crate::fib::Fib;
 use crate::relay::Entry;
 use crate::sad::config::SaShared;
 use crate::sad::lookup::Handle;
-use crate::sad::runtime::{Inbound, Outbound};
+use crate::sad::runtime::{Inbound, Outbound, Rest};
 
 /// Commands that one message carries at most.
 pub const COMMANDS_PER_BATCH: usize = 256;
@@ -34,10 +34,12 @@ pub enum Table {
 /// One change to a worker's tables.
 #[derive(Debug)]
 pub enum Command {
+    /// Nothing: the worker took what was here.
+    Applied,
     /// A new inbound SA at an index that is free.
-    PutInbound(u32, Inbound),
+    PutInbound(u32, Inbound, Rest),
     /// A new outbound SA at an index that is free.
-    PutOutbound(u32, Outbound),
+    PutOutbound(u32, Outbound, Rest),
     /// Another configuration half for an SA; the runtime half stays. `move_peer`: the peer's address changed in the description, so what MOB-2 learnt is void.
     Reconfigure {
         /// Which table.
@@ -120,9 +122,9 @@ pub struct SaSnapshot {
 #[derive(Debug)]
 pub enum Returned {
     /// An SA that was taken out.
-    Inbound(u32, Box<Inbound>),
+    Inbound(u32, Box<(Inbound, Rest)>),
     /// An SA that was taken out.
-    Outbound(u32, Box<Outbound>),
+    Outbound(u32, Box<(Outbound, Rest)>),
     /// A configuration half no longer used.
     Config(Arc<SaShared>),
     /// A table of routes no longer used.

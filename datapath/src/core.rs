@@ -21,7 +21,7 @@ use crate::outbound::OutboundBatch;
 use crate::port::LinkKind;
 use crate::relay::RelayTable;
 use crate::sad::lookup::{Handle, SpiTable};
-use crate::sad::runtime::{Inbound, Outbound};
+use crate::sad::runtime::{Inbound, Outbound, Rest};
 use crate::sad::slab::Slab;
 use crate::spd::Spd;
 
@@ -64,9 +64,9 @@ pub struct Core {
     /// SPIs of all workers' inbound SAs.
     pub spis: SpiTable,
     /// Inbound SAs of this worker.
-    pub inbound: Slab<Inbound>,
+    pub inbound: Slab<Inbound, Rest>,
     /// Outbound SAs of this worker.
-    pub outbound: Slab<Outbound>,
+    pub outbound: Slab<Outbound, Rest>,
     /// Outbound policies.
     pub spd: Spd<Handle>,
     /// Translation entries.

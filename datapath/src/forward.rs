@@ -52,8 +52,9 @@ pub fn deliver(core: &mut Core, mut frame: Frame, from: PortIndex, clamp: Option
 
 /// Largest inner packet that the way back through the tunnel takes: a peer should not send more either.
 fn tunnel_mtu(core: &Core, sa: u32) -> Option<usize> {
-    let outbound = core.outbound.get(core.inbound.get(sa)?.pair)?;
-    let mtu = match core.fib.lookup(outbound.peer) {
+    let pair = core.inbound.rest(sa)?.pair;
+    let outbound = core.outbound.get(pair)?;
+    let mtu = match core.fib.lookup(core.outbound.peer(pair)?) {
         Route::Via { mtu, .. } => usize::from(mtu),
         _ => 1500,
     };

@@ -28,8 +28,7 @@ use crate::relay;
 use crate::sad::config::SaKey;
 use crate::sad::lifetime::LifetimeEvent;
 use crate::sad::replay::{Newest, ReplayError};
-use crate::sad::runtime::{Inbound, NO_LINK};
-use crate::spd;
+use crate::sad::runtime::{Inbound, NO_LINK, Rest};
 
 /// IPsec headers that one packet may carry: AH and ESP under it.
 const MAX_DEPTH: u8 = 2;
@@ -182,8 +181,13 @@ fn precheck(core: &Core, batch: &mut InboundBatch) {
             *next = Next::DropOfSa(DropReason::LifetimeExpired);
             continue;
         }
-        // Both unlinked, or the AH SA that verified the packet is the one that the bundle names.
-        if arrival.under != state.bundle || (state.config.bundled && state.bundle == NO_LINK) {
+        // No AH SA verified the packet and none had to, or the one that the bundle names did.
+        let bundled = match (state.config.is_bundled(), core.inbound.rest(*sa)) {
+            (false, _) => arrival.under == NO_LINK,
+            (true, Some(rest)) => arrival.under == rest.bundle && rest.bundle != NO_LINK,
+            (true, None) => false,
+        };
+        if !bundled {
             *next = Next::DropOfSa(DropReason::BundleMissing);
             continue;
         }
@@ -290,8 +294,7 @@ fn verify_ah(
     if config.spi.is_translated() {
         header::put(rest, 4, config.spi.authenticated.0.to_be_bytes());
     }
-    if let Some(addresses) = &config.authenticated {
-        let (local, remote) = **addresses;
+    if let Some((local, remote)) = config.authenticated() {
         header::set_addresses(ip, remote, local).ok_or(DropReason::Malformed)?;
         // On the wire the addresses were others, so this header is the one that the rest of the walk should see.
         saved = header::Saved::take(ip).ok_or(DropReason::TooManyExtensionHeaders)?;
@@ -333,12 +336,13 @@ fn accept(core: &mut Core, batch: &mut InboundBatch) {
         state.last_used = core.now;
         if newest && state.config.follow_peer && arrival.encapsulated == state.config.encap.is_some() {
             let packet = core.arena.bytes(frame);
+            let known = state.peer_port;
             let port = if arrival.encapsulated {
-                header::get_u16(packet, arrival.ip_len()).unwrap_or(state.peer_port)
+                header::get_u16(packet, arrival.ip_len()).unwrap_or(known)
             } else {
                 0
             };
-            if arrival.source != state.peer || port != state.peer_port {
+            if core.inbound.peer(*sa) != Some(arrival.source) || port != known {
                 follow(core, *sa, arrival.source, port);
             }
         }
@@ -348,24 +352,18 @@ fn accept(core: &mut Core, batch: &mut InboundBatch) {
 /// MOB-2: "the newest authenticated packet" tells where the peer is; the pair's packets go there from now on.
 #[cold]
 fn follow(core: &mut Core, sa: u32, source: IpAddr, port: u16) {
-    let Some(state) = core.inbound.get_mut(sa) else { return };
+    let Some(state) = core.inbound.get(sa) else { return };
     // An SA of one family cannot follow to the other: its outer header would change its length and its sockets.
     if source.is_ipv4() != state.config.remote.is_ipv4() {
         return;
     }
-    state.peer = source;
-    state.peer_port = port;
-    let (id, pair, bundle) = (state.config.id, state.pair, state.bundle);
-    if let Some(outbound) = core.outbound.get_mut(pair) {
-        outbound.peer = source;
-        outbound.peer_port = port;
-        let under = outbound.bundle;
-        if let Some(ah) = core.outbound.get_mut(under) {
-            ah.peer = source;
-        }
-    }
-    if let Some(ah) = core.inbound.get_mut(bundle) {
-        ah.peer = source;
+    let id = state.config.id;
+    let Some((pair, bundle)) = core.inbound.rest(sa).map(|rest| (rest.pair, rest.bundle)) else { return };
+    core.inbound.move_peer(sa, source, Some(port));
+    core.inbound.move_peer(bundle, source, None);
+    core.outbound.move_peer(pair, source, Some(port));
+    if let Some(under) = core.outbound.get(pair).map(|outbound| outbound.bundle) {
+        core.outbound.move_peer(under, source, None);
     }
     let encapsulated = core.inbound.get(sa).is_some_and(|state| state.config.encap.is_some());
     core.event(Event::NewPath { sa: id, remote: source, port: encapsulated.then_some(port) });
@@ -379,8 +377,8 @@ fn decap(core: &mut Core, batch: &mut InboundBatch) {
         if *next != Next::Continue {
             continue;
         }
-        let Some(state) = core.inbound.get_mut(*sa) else { continue };
-        let event = match strip(&core.arena, frame, arrival, state) {
+        let Some((state, rest)) = core.inbound.both_mut(*sa) else { continue };
+        let event = match strip(&core.arena, frame, arrival, state, rest) {
             Ok((done, event)) => {
                 if done == Stripped::EspBelow {
                     arrival.under = *sa;
@@ -428,6 +426,7 @@ fn strip(
     frame: &mut Frame,
     arrival: &mut Arrival,
     state: &mut Inbound,
+    rest: &mut Rest,
 ) -> Result<(Stripped, Limit), (DropReason, Limit)> {
     let fail = |reason| (reason, None);
     let outer_tos = header::tos(arena.bytes(frame)).ok_or(fail(DropReason::Malformed))?;
@@ -442,8 +441,8 @@ fn strip(
             (start, trailer.payload_len, trailer.next_header)
         }
         SaKey::Ah(_) => {
-            let rest = arena.bytes(frame).get(arrival.at()..).unwrap_or_default();
-            let parsed = ah::Header::parse(rest).map_err(|_| fail(DropReason::Malformed))?;
+            let header = arena.bytes(frame).get(arrival.at()..).unwrap_or_default();
+            let parsed = ah::Header::parse(header).map_err(|_| fail(DropReason::Malformed))?;
             let start = arrival.at() + parsed.len();
             (start, frame.len().saturating_sub(start), parsed.next_header)
         }
@@ -452,16 +451,14 @@ fn strip(
     if next_header == Protocol::NONE {
         return Err(fail(DropReason::Dummy));
     }
-    let traffic = &mut state.traffic;
-    let (packets, bytes) = (traffic.packets + 1, traffic.bytes + payload_len as u64);
-    let event = state.lifetime.account(packets, bytes);
+    let traffic = state.traffic.with(payload_len as u64);
+    let event = if state.config.lifetime().is_some() { rest.account(traffic) } else { None };
     if let Some(LifetimeEvent::Hard(_)) = event {
         return Err((DropReason::LifetimeExpired, event));
     }
-    traffic.packets = packets;
-    traffic.bytes = bytes;
+    state.traffic = traffic;
     let config = &state.config;
-    let result = if config.protocol == IpsecProtocol::Ah && next_header == Protocol::ESP {
+    let result = if config.protocol() == IpsecProtocol::Ah && next_header == Protocol::ESP {
         to_transport(arena, frame, arrival, payload_at, payload_len, next_header).map(|ip_len| {
             arrival.transport = ip_len;
             arrival.protocol = IpsecProtocol::Esp;
@@ -561,8 +558,8 @@ fn fix_transport(
     encapsulated: bool,
 ) -> Result<(), DropReason> {
     let packet = arena.bytes_mut(frame);
-    if let Some(addresses) = &state.config.authenticated {
-        header::set_addresses(packet, addresses.1, state.config.local).ok_or(DropReason::BadInner)?;
+    if let Some((_, remote)) = state.config.authenticated() {
+        header::set_addresses(packet, remote, state.config.local).ok_or(DropReason::BadInner)?;
     } else if !encapsulated {
         return Ok(());
     }
@@ -575,7 +572,7 @@ fn check_inner(arena: &Arena, frame: &mut Frame, state: &Inbound) -> Result<(), 
     let flow = Flow::parse(arena.bytes(frame)).map_err(|_| DropReason::BadInner)?;
     // What follows the packet is traffic flow confidentiality padding (RFC 4303 section 2.7).
     frame.truncate(usize::from(flow.total_len));
-    if !spd::selectors_match_inbound(&state.config.selectors, &flow) {
+    if !state.config.admits(&flow) {
         return Err(DropReason::SelectorMismatch);
     }
     Ok(())

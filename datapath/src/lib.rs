@@ -22,6 +22,7 @@ pub mod publish;
 pub mod relay;
 pub mod reserve;
 pub mod sad;
+pub mod selectors;
 pub mod serve;
 pub mod spd;
 pub mod steer;

@@ -204,7 +204,7 @@ fn fit(core: &mut Core, batch: &mut OutboundBatch) {
             set(&mut batch.next, index, Next::DropOfSa(DropReason::Fragment));
             continue;
         }
-        let route = outer_route(core, state);
+        let route = outer_route(core, sa);
         set(&mut batch.routes, index, route);
         let limit = max_inner(core, state, path_mtu(state, route), usize::from(flow.header_len));
         let (clamp, tunnel) = (state.config.path.mss_clamp, state.config.mode == Mode::Tunnel);
@@ -266,8 +266,8 @@ fn fragment(
 }
 
 /// The way to the peer.
-fn outer_route(core: &Core, state: &Outbound) -> Route {
-    core.fib.lookup(state.peer)
+fn outer_route(core: &Core, sa: u32) -> Route {
+    core.outbound.peer(sa).map_or(Route::Unreachable, |peer| core.fib.lookup(peer))
 }
 
 fn path_mtu(state: &Outbound, route: Route) -> usize {
@@ -324,7 +324,7 @@ fn number(core: &mut Core, batch: &mut OutboundBatch) {
         }
         let bytes = frame.len() as u64;
         let bundle = core.outbound.get(*sa).map_or(NO_LINK, |state| state.bundle);
-        if core.outbound.get(*sa).is_some_and(|state| state.config.bundled && bundle == NO_LINK) {
+        if core.outbound.get(*sa).is_some_and(|state| state.config.is_bundled() && bundle == NO_LINK) {
             *next = Next::DropOfSa(DropReason::BundleMissing);
             continue;
         }
@@ -344,14 +344,14 @@ fn number(core: &mut Core, batch: &mut OutboundBatch) {
 /// Draws one number from an SA, within its limits (DP-4).
 fn draw(core: &mut Core, sa: u32, bytes: u64) -> Result<Reserved, DropReason> {
     let now = core.now;
-    let state = core.outbound.get_mut(sa).ok_or(DropReason::SaMissing)?;
+    let (state, rest) = core.outbound.both_mut(sa).ok_or(DropReason::SaMissing)?;
     if state.stopped {
         let exhausted = state.sequence.last() >= state.sequence.limit();
         return Err(if exhausted { DropReason::SequenceExhausted } else { DropReason::LifetimeExpired });
     }
     let id = state.config.id;
-    let (packets, total) = (state.traffic.packets + 1, state.traffic.bytes + bytes);
-    let event = state.lifetime.account(packets, total);
+    let traffic = state.traffic.with(bytes);
+    let event = if state.config.lifetime().is_some() { rest.account(traffic) } else { None };
     let drawn = match event {
         Some(LifetimeEvent::Hard(_)) => {
             state.stopped = true;
@@ -363,8 +363,7 @@ fn draw(core: &mut Core, sa: u32, bytes: u64) -> Result<Reserved, DropReason> {
         }),
     };
     if drawn.is_ok() {
-        state.traffic.packets = packets;
-        state.traffic.bytes = total;
+        state.traffic = traffic;
         state.last_used = now;
     }
     let exhausted = matches!(drawn, Err(DropReason::SequenceExhausted)) && !state.stopped;
@@ -406,13 +405,16 @@ fn encap(core: &mut Core, batch: &mut OutboundBatch) {
         if *next != Next::Continue {
             continue;
         }
-        let (Some(flow), Some(number), Some(state)) = (flow, number, core.outbound.get(*sa)) else {
+        let (Some(flow), Some(number), Some(state), Some(peer)) =
+            (flow, number, core.outbound.get(*sa), core.outbound.peer(*sa))
+        else {
             continue;
         };
         let bundle = core.outbound.get(state.bundle).zip(ah_number.as_ref());
         let forwarded = cleartext.came == Came::Forwarded;
-        let built = Headers::new(state, bundle.map(|(state, number)| (&*state.config, number)), number)
-            .write(&core.arena, frame, flow, forwarded);
+        let built =
+            Headers { state, peer, bundle: bundle.map(|(state, number)| (&*state.config, number)), number }
+                .write(&core.arena, frame, flow, forwarded);
         match built {
             Some(offset) => *at = offset,
             None => *next = Next::DropOfSa(DropReason::EgressMtu),
@@ -423,19 +425,16 @@ fn encap(core: &mut Core, batch: &mut OutboundBatch) {
 /// What the headers of one packet are made of.
 struct Headers<'a> {
     state: &'a Outbound,
+    peer: IpAddr,
     bundle: Option<(&'a SaShared, &'a Reserved)>,
     number: &'a Reserved,
 }
 
-impl<'a> Headers<'a> {
-    fn new(state: &'a Outbound, bundle: Option<(&'a SaShared, &'a Reserved)>, number: &'a Reserved) -> Self {
-        Self { state, bundle, number }
-    }
-
+impl Headers<'_> {
     /// Gives the offset of the ESP header, or of the AH header of an SA without ESP. `None` when the frame has no room.
     fn write(&self, arena: &Arena, frame: &mut Frame, flow: &Flow, forwarded: bool) -> Option<u16> {
         let config = &self.state.config;
-        let (local, remote) = config.authenticated_addresses(self.state.peer);
+        let (local, remote) = config.authenticated_addresses(self.peer);
         let v6 = remote.is_ipv6();
         let tunnel = config.mode == Mode::Tunnel;
         // Transport mode: the packet's own header serves, with the addresses that the peer will see.
@@ -444,7 +443,7 @@ impl<'a> Headers<'a> {
             if forwarded {
                 header::decrement_ttl(arena.bytes_mut(frame))?;
             }
-        } else if config.authenticated.is_some() {
+        } else if config.authenticated().is_some() {
             let packet = arena.bytes_mut(frame);
             header::set_addresses(packet, local, remote)?;
             header::renew_upper_checksum(packet, kept);
@@ -593,7 +592,7 @@ fn seal(core: &mut Core, batch: &mut OutboundBatch) {
     }
     let outcomes = backend.seal(ops);
     let sealed = izip!(&batch.sas, &mut batch.next).filter(|(sa, next)| {
-        let esp = outbound.get(**sa).is_some_and(|state| state.config.protocol == IpsecProtocol::Esp);
+        let esp = outbound.get(**sa).is_some_and(|state| state.config.protocol() == IpsecProtocol::Esp);
         **next == Next::Continue && esp
     });
     for ((_, next), outcome) in sealed.zip(outcomes) {
@@ -617,7 +616,7 @@ fn finish(core: &mut Core, batch: &mut OutboundBatch) {
         if *next != Next::Continue {
             continue;
         }
-        let Some(state) = core.outbound.get(*sa) else { continue };
+        let (Some(state), Some(peer)) = (core.outbound.get(*sa), core.outbound.peer(*sa)) else { continue };
         let config = &*state.config;
         let bundle = core.outbound.get(state.bundle).map(|bundle| &*bundle.config);
         let ah = match &config.key {
@@ -628,7 +627,7 @@ fn finish(core: &mut Core, batch: &mut OutboundBatch) {
         let at = usize::from(*at);
         let done = match ah {
             Some((ah_config, number)) => {
-                let ah_at = if config.protocol == IpsecProtocol::Ah {
+                let ah_at = if config.protocol() == IpsecProtocol::Ah {
                     at
                 } else {
                     at - ah_len(ah_config, v6).min(at)
@@ -637,7 +636,7 @@ fn finish(core: &mut Core, batch: &mut OutboundBatch) {
             }
             None => Some(()),
         }
-        .and_then(|()| to_wire(core.arena.bytes_mut(frame), state, at));
+        .and_then(|()| to_wire(core.arena.bytes_mut(frame), config, peer, at));
         if done.is_none() {
             *next = Next::DropOfSa(DropReason::EgressMtu);
         }
@@ -672,13 +671,12 @@ fn sign_ah(arena: &Arena, frame: &mut Frame, at: usize, config: &SaShared, numbe
 }
 
 /// RLY-2: "swaps them on the wire": SPI and addresses of this side of the relay, once the ICV stands.
-fn to_wire(packet: &mut [u8], state: &Outbound, at: usize) -> Option<()> {
-    let config = &*state.config;
-    if config.protocol == IpsecProtocol::Esp && config.spi.is_translated() {
+fn to_wire(packet: &mut [u8], config: &SaShared, peer: IpAddr, at: usize) -> Option<()> {
+    if config.protocol() == IpsecProtocol::Esp && config.spi.is_translated() {
         header::put(packet, at, config.spi.on_wire.0.to_be_bytes());
     }
-    if config.authenticated.is_some() {
-        header::set_addresses(packet, config.local, state.peer)?;
+    if config.authenticated().is_some() {
+        header::set_addresses(packet, config.local, peer)?;
     }
     if config.encap.is_some()
         && let Some((IpAddr::V6(source), IpAddr::V6(destination))) =

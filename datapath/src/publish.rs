@@ -4,17 +4,19 @@
 //! takes and looks up; an index is used again only after its object came back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam::queue::ArrayQueue;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use ipnet::IpNet;
-use postern_contract::Translation;
 use postern_contract::counters::{DropReason, RelayCounters, SaCounters};
 use postern_contract::event::{Event, LimitKind};
 use postern_contract::relay::{RelayEntry, RelayId};
 use postern_contract::request::{Cursor, Done, Operation, Page, Refusal, RelayReport, SaReport};
 use postern_contract::sa::{Action, Direction, IpsecProtocol, Policy, PolicyId, SaConfig, SaId};
+use postern_contract::{Generation, Translation};
 use postern_wire::ids::Spi;
 
 use crate::command::{COMMANDS_PER_BATCH, Command, Returned, SaSnapshot, Table};
@@ -27,7 +29,8 @@ use crate::outbound::RESERVE_LOW;
 use crate::reserve::Ledger;
 use crate::sad::config::SaShared;
 use crate::sad::lookup::Handle;
-use crate::sad::runtime::{Inbound, NO_LINK, Outbound};
+use crate::sad::runtime::{Inbound, NO_LINK, Outbound, Rest};
+use crate::selectors::Selectors;
 use crate::spd;
 use crate::worker::place;
 
@@ -119,29 +122,96 @@ impl Indices {
     }
 }
 
-/// What is known of an installed SA.
-#[derive(Debug)]
-struct Record {
-    config: Arc<SaShared>,
-    handle: Handle,
-    /// Second since the start, from which its time limits count.
-    installed: u32,
-}
-
 /// First sequence number and ceiling of new outbound SAs.
 type Reservations = HashMap<SaId, (u64, u64)>;
 
+/// A policy without its id, as small as it gets: it is looked at when it is replaced and for the inventory.
 #[derive(Debug)]
 struct PolicyRecord {
-    policy: Arc<Policy>,
+    generation: Generation,
+    selectors: Selectors,
+    action: Action,
+    priority: u32,
+}
+
+impl PolicyRecord {
+    fn new(policy: &Policy) -> Self {
+        let Policy { id: _, generation, priority, selectors, action } = policy;
+        Self {
+            generation: *generation,
+            selectors: Selectors::new(selectors),
+            action: *action,
+            priority: *priority,
+        }
+    }
+
+    fn policy(&self, id: PolicyId) -> Policy {
+        let Self { generation, selectors, action, priority } = self;
+        Policy {
+            id,
+            generation: *generation,
+            priority: *priority,
+            selectors: selectors.to_vec(),
+            action: *action,
+        }
+    }
+}
+
+/// SAs found by something that their descriptions say, without another copy of it.
+#[derive(Default)]
+struct Index {
+    ids: HashTable<SaId>,
+    hash: DefaultHashBuilder,
+}
+
+impl Index {
+    /// The SA that has the value of `key` that `wanted` is.
+    fn find<K: Hash + Eq>(
+        &self,
+        sas: &Sas,
+        key: impl Fn(&SaShared) -> Option<K>,
+        wanted: &K,
+    ) -> Option<SaId> {
+        let is_it = |id: &SaId| sas.get(id).and_then(|config| key(config)).as_ref() == Some(wanted);
+        self.ids.find(self.hash.hash_one(wanted), is_it).copied()
+    }
+
+    /// Enters an installed SA.
+    fn insert<K: Hash>(&mut self, sas: &Sas, key: impl Fn(&SaShared) -> Option<K>, id: SaId) {
+        let Self { ids, hash } = self;
+        let hash_of =
+            |id: &SaId| sas.get(id).and_then(|config| key(config)).map_or(0, |value| hash.hash_one(value));
+        ids.insert_unique(hash_of(&id), id, hash_of);
+    }
+
+    /// Forgets an SA by the value that it has.
+    fn remove<K: Hash>(&mut self, wanted: &K, id: SaId) {
+        if let Ok(entry) = self.ids.find_entry(self.hash.hash_one(wanted), |other| *other == id) {
+            entry.remove();
+        }
+    }
+}
+
+/// Installed SAs.
+type Sas = BTreeMap<SaId, Arc<SaShared>>;
+
+type SpiKey = (IpsecProtocol, Spi);
+
+/// What packets of an inbound SA are found by.
+fn spi_key(config: &SaShared) -> Option<SpiKey> {
+    (config.direction() == Direction::Inbound).then_some((config.protocol(), config.spi.on_wire))
+}
+
+fn key_name(config: &SaShared) -> Option<[u8; 16]> {
+    config.fingerprint().copied()
 }
 
 /// What the XDP program has to do after policies changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct SteerChanges {
-    /// Prefixes that are protected from now on.
+    /// Prefixes of policies that protect from now on; one comes as often as there are such policies.
     pub added: Vec<IpNet>,
-    /// Prefixes that no policy names any more.
+    /// Prefixes of policies that are gone.
     pub removed: Vec<IpNet>,
 }
 
@@ -164,17 +234,15 @@ pub struct Publisher {
     workers: Vec<WorkerLink>,
     outbox: Outbox,
     ledger: Ledger,
-    sas: BTreeMap<SaId, Record>,
-    inbound_spis: HashMap<(IpsecProtocol, Spi), SaId>,
+    sas: Sas,
+    inbound_spis: Index,
     /// Outbound SAs by their keys: two with the same keys would use the same nonces.
-    outbound_keys: HashMap<[u8; 16], SaId>,
+    outbound_keys: Index,
     /// Bundles: AH SA and ESP SA, whether the AH SA is installed or not.
     bundles: BTreeSet<(SaId, SaId)>,
-    policies: BTreeMap<PolicyId, PolicyRecord>,
+    policies: BTreeMap<PolicyId, Box<PolicyRecord>>,
     /// Policies by the SA that they name, installed or not.
     users: BTreeSet<(SaId, PolicyId)>,
-    /// How many policies name a prefix.
-    prefixes: HashMap<IpNet, u32>,
     relays: BTreeMap<RelayId, RelayEntry>,
     relay_keys: HashMap<(IpsecProtocol, Spi, std::net::IpAddr), RelayId>,
     /// How many entries take packets with an SPI, at whatever address: SAs are found without one.
@@ -206,12 +274,11 @@ impl Publisher {
             outbox,
             ledger,
             sas: BTreeMap::new(),
-            inbound_spis: HashMap::new(),
-            outbound_keys: HashMap::new(),
+            inbound_spis: Index::default(),
+            outbound_keys: Index::default(),
             bundles: BTreeSet::new(),
             policies: BTreeMap::new(),
             users: BTreeSet::new(),
-            prefixes: HashMap::new(),
             relays: BTreeMap::new(),
             relay_keys: HashMap::new(),
             relay_spis: HashMap::new(),
@@ -315,17 +382,17 @@ impl Publisher {
         reserved: &Result<Reservations, Refusal>,
         now: u32,
     ) -> Result<Done, Refusal> {
-        if let Some(record) = self.sas.get(&config.id) {
-            let installed = record.config.generation;
+        if let Some(config_now) = self.sas.get(&config.id) {
+            let installed = config_now.generation;
             return match config.generation.cmp(&installed) {
                 std::cmp::Ordering::Less => Err(Refusal::Stale(installed)),
                 std::cmp::Ordering::Equal => Ok(Done::Already),
                 std::cmp::Ordering::Greater => self.replace_sa(config),
             };
         }
-        let shared = SaShared::build(config)?;
-        let (direction, protocol, spi) = (shared.direction, shared.protocol, shared.spi.on_wire);
-        let taken = self.inbound_spis.contains_key(&(protocol, spi))
+        let mut shared = SaShared::build(config)?;
+        let (direction, protocol, spi) = (config.direction, config.protocol, config.spi.on_wire);
+        let taken = self.inbound_spis.find(&self.sas, spi_key, &(protocol, spi)).is_some()
             || self.relay_spis.contains_key(&(protocol, spi));
         if direction == Direction::Inbound && taken {
             return Err(Refusal::SpiTaken(spi));
@@ -334,7 +401,8 @@ impl Publisher {
         let table = table_of(direction);
         let mut numbers = (config.sequence, 0);
         if direction == Direction::Outbound {
-            if self.outbound_keys.contains_key(&shared.fingerprint) {
+            let print = fingerprint(&config.suite);
+            if self.outbound_keys.find(&self.sas, key_name, &print).is_some() {
                 let text = "suite: another outbound SA uses these keys; each SA needs keys of its own";
                 return Err(Refusal::Invalid(text.to_owned()));
             }
@@ -352,29 +420,29 @@ impl Publisher {
         let link = self.workers.get_mut(usize::from(worker)).ok_or(Refusal::Full)?;
         let index = link.indices(table).take().ok_or(Refusal::Full)?;
         let handle = Handle::new(worker, index).ok_or(Refusal::Full)?;
-        if direction == Direction::Outbound {
-            self.outbound_keys.insert(shared.fingerprint, config.id);
-        }
+        (shared.handle, shared.installed) = (handle, now);
         let shared = Arc::new(shared);
+        let rest = Rest::new(&shared, now);
         let command = match direction {
             Direction::Inbound => {
-                Command::PutInbound(index, Inbound::new(Arc::clone(&shared), config.sequence, now))
+                Command::PutInbound(index, Inbound::new(Arc::clone(&shared), config.sequence), rest)
             }
             Direction::Outbound => {
                 let (first, ceiling) = numbers;
-                Command::PutOutbound(index, Outbound::new(Arc::clone(&shared), first, ceiling, now))
+                Command::PutOutbound(index, Outbound::new(Arc::clone(&shared), first, ceiling), rest)
             }
         };
         link.push(command);
-        if direction == Direction::Inbound {
-            self.inbound_spis.insert((protocol, spi), config.id);
-        }
-        if let (Some(bundle), IpsecProtocol::Esp) = (shared.bundle, protocol) {
+        if let (Some(bundle), IpsecProtocol::Esp) = (shared.bundle(), protocol) {
             self.bundles.insert((bundle, config.id));
         }
-        self.note_deadlines(&shared, now);
-        let pair = shared.pair;
-        self.sas.insert(config.id, Record { config: shared, handle, installed: now });
+        self.note_deadlines(&shared);
+        let pair = shared.pair();
+        self.sas.insert(config.id, shared);
+        match direction {
+            Direction::Inbound => self.inbound_spis.insert(&self.sas, spi_key, config.id),
+            Direction::Outbound => self.outbound_keys.insert(&self.sas, key_name, config.id),
+        }
         self.link(config.id);
         if let Some(pair) = pair {
             self.link(pair);
@@ -396,15 +464,15 @@ impl Publisher {
     fn worker_for(&self, config: &SaConfig) -> Result<u8, Refusal> {
         let bundle = match config.bundle {
             Some(id) => {
-                let record = self.sas.get(&id).filter(|record| {
-                    record.config.protocol == IpsecProtocol::Ah && record.config.direction == config.direction
+                let found = self.sas.get(&id).filter(|other| {
+                    other.protocol() == IpsecProtocol::Ah && other.direction() == config.direction
                 });
                 let missing = "bundle: install the AH SA of the same direction first".to_owned();
-                Some(record.ok_or(Refusal::Invalid(missing))?.handle.worker())
+                Some(found.ok_or(Refusal::Invalid(missing))?.handle.worker())
             }
             None => None,
         };
-        let pair = config.pair.and_then(|id| self.sas.get(&id)).map(|record| record.handle.worker());
+        let pair = config.pair.and_then(|id| self.sas.get(&id)).map(|other| other.handle.worker());
         let explicit = match config.worker {
             Some(worker) => {
                 let known =
@@ -426,25 +494,24 @@ impl Publisher {
 
     /// Tells the worker of an inbound or bundled SA where its linked SAs are.
     fn link(&mut self, id: SaId) {
-        let Some(record) = self.sas.get(&id) else { return };
-        let config = &record.config;
+        let Some(config) = self.sas.get(&id) else { return };
         let linked = |other: Option<SaId>| {
             let other = self.sas.get(&other?)?;
-            (other.handle.worker() == record.handle.worker()).then(|| other.handle.index())
+            (other.handle.worker() == config.handle.worker()).then(|| other.handle.index())
         };
         // A pair is one only if both name each other: otherwise one end would move the other's tunnel.
-        let mutual = config.pair.filter(|pair| {
-            self.sas.get(pair).is_some_and(|other| {
-                other.config.pair == Some(id) && other.config.direction != config.direction
-            })
+        let mutual = config.pair().filter(|pair| {
+            self.sas
+                .get(pair)
+                .is_some_and(|other| other.pair() == Some(id) && other.direction() != config.direction())
         });
         let command = Command::Link {
-            table: table_of(config.direction),
-            index: record.handle.index(),
+            table: table_of(config.direction()),
+            index: config.handle.index(),
             pair: linked(mutual).unwrap_or(NO_LINK),
-            bundle: linked(config.bundle).unwrap_or(NO_LINK),
+            bundle: linked(config.bundle()).unwrap_or(NO_LINK),
         };
-        let worker = record.handle.worker();
+        let worker = config.handle.worker();
         self.send(worker, command);
     }
 
@@ -463,62 +530,57 @@ impl Publisher {
     }
 
     fn replace_sa(&mut self, config: &SaConfig) -> Result<Done, Refusal> {
-        let new = SaShared::build(config)?;
-        let record = self.sas.get_mut(&config.id).ok_or(Refusal::Full)?;
-        if let Some(field) = record.config.immutable_difference(&new) {
+        let mut new = SaShared::build(config)?;
+        let current = self.sas.get_mut(&config.id).ok_or(Refusal::Full)?;
+        if let Some(field) = current.immutable_difference(&new) {
             return Err(Refusal::Immutable(field.to_owned()));
         }
-        if record.config.bundle != new.bundle {
+        if current.bundle() != new.bundle() {
             return Err(Refusal::Immutable("bundle".to_owned()));
         }
-        let old = Arc::clone(&record.config);
-        let move_peer = old.remote != new.remote || old.encap != new.encap;
+        (new.handle, new.installed) = (current.handle, current.installed);
         let new = Arc::new(new);
-        let installed = record.installed;
+        let old = std::mem::replace(current, Arc::clone(&new));
         let command = Command::Reconfigure {
-            table: table_of(new.direction),
-            index: record.handle.index(),
+            table: table_of(new.direction()),
+            index: new.handle.index(),
             config: Arc::clone(&new),
-            move_peer,
+            move_peer: old.remote != new.remote || old.encap != new.encap,
         };
-        let worker = record.handle.worker();
-        record.config = Arc::clone(&new);
-        if old.lifetime != new.lifetime {
-            self.note_deadlines(&new, installed);
+        if old.lifetime() != new.lifetime() {
+            self.note_deadlines(&new);
         }
-        self.send(worker, command);
+        self.send(new.handle.worker(), command);
         self.link(config.id);
-        for pair in old.pair.into_iter().chain(config.pair) {
+        for pair in old.pair().into_iter().chain(config.pair) {
             self.link(pair);
         }
         Ok(Done::Applied)
     }
 
     fn remove_sa(&mut self, id: SaId) -> Done {
-        let Some(Record { config, handle, installed: _ }) = self.sas.remove(&id) else {
-            return Done::Already;
-        };
+        let Some(config) = self.sas.remove(&id) else { return Done::Already };
         self.point_users(id, None);
-        if config.direction == Direction::Inbound {
-            let key = (config.protocol, config.spi.on_wire);
-            self.inbound_spis.remove(&key);
+        if let Some(key) = spi_key(&config) {
+            self.inbound_spis.remove(&key, id);
             for link in &mut self.workers {
                 link.push(Command::Route(key.0, key.1, None));
             }
         }
-        if let Some(pair) = config.pair {
+        if let Some(pair) = config.pair() {
             self.link(pair);
         }
         self.link_bundles(id);
-        if let Some(bundle) = config.bundle {
+        if let Some(bundle) = config.bundle() {
             self.bundles.remove(&(bundle, id));
         }
-        self.send(handle.worker(), Command::Take(table_of(config.direction), handle.index()));
-        if config.direction == Direction::Outbound {
-            self.outbound_keys.remove(&config.fingerprint);
+        let (table, handle) = (table_of(config.direction()), config.handle);
+        self.send(handle.worker(), Command::Take(table, handle.index()));
+        if let Some(print) = key_name(&config) {
+            self.outbound_keys.remove(&print, id);
             if !config.static_keys {
                 // These keys never come back, so neither can their numbers. A failed write leaves a record too many.
-                let _ = self.ledger.forget(&[config.fingerprint]);
+                let _ = self.ledger.forget(&[print]);
             }
         }
         Done::Applied
@@ -540,7 +602,7 @@ impl Publisher {
 
     fn install_policy(&mut self, policy: &Policy) -> Result<Done, Refusal> {
         if let Some(record) = self.policies.get(&policy.id) {
-            let installed = record.policy.generation;
+            let installed = record.generation;
             match policy.generation.cmp(&installed) {
                 std::cmp::Ordering::Less => return Err(Refusal::Stale(installed)),
                 std::cmp::Ordering::Equal => return Ok(Done::Already),
@@ -556,32 +618,28 @@ impl Publisher {
         }
         let handle = match policy.action {
             Action::Protect(Some(sa)) => {
-                let record = self.sas.get(&sa);
-                if record.is_some_and(|record| record.config.direction == Direction::Inbound) {
+                let found = self.sas.get(&sa);
+                if found.is_some_and(|config| config.direction() == Direction::Inbound) {
                     return Err(Refusal::Invalid(
                         "action: an inbound SA cannot protect outbound packets".to_owned(),
                     ));
                 }
-                record.map(|record| record.handle)
+                found.map(|config| config.handle)
             }
             _ => None,
         };
-        let policy = Arc::new(policy.clone());
-        if let Some(old) = self.policies.insert(policy.id, PolicyRecord { policy: Arc::clone(&policy) }) {
-            self.forget_policy(&old.policy);
+        if let Some(old) = self.policies.insert(policy.id, Box::new(PolicyRecord::new(policy))) {
+            self.forget_policy(&old.policy(policy.id));
         }
         if let Action::Protect(Some(sa)) = policy.action {
             self.users.insert((sa, policy.id));
         }
         if !matches!(policy.action, Action::Bypass) {
-            for prefix in spd::prefixes(&policy) {
-                let count = self.prefixes.entry(prefix).or_insert(0);
-                *count += 1;
-                if *count == 1 {
-                    self.steer.change(prefix, true);
-                }
+            for prefix in spd::prefixes(&policy.selectors) {
+                self.steer.change(prefix, true);
             }
         }
+        let policy = Arc::new(policy.clone());
         for link in &mut self.workers {
             link.push(Command::PutPolicy(Arc::clone(&policy), handle));
         }
@@ -593,21 +651,15 @@ impl Publisher {
             self.users.remove(&(sa, policy.id));
         }
         if !matches!(policy.action, Action::Bypass) {
-            for prefix in spd::prefixes(policy) {
-                if let Some(count) = self.prefixes.get_mut(&prefix) {
-                    *count -= 1;
-                    if *count == 0 {
-                        self.prefixes.remove(&prefix);
-                        self.steer.change(prefix, false);
-                    }
-                }
+            for prefix in spd::prefixes(&policy.selectors) {
+                self.steer.change(prefix, false);
             }
         }
     }
 
     fn remove_policy(&mut self, id: PolicyId) -> Done {
         let Some(record) = self.policies.remove(&id) else { return Done::Already };
-        self.forget_policy(&record.policy);
+        self.forget_policy(&record.policy(id));
         for link in &mut self.workers {
             link.push(Command::RemovePolicy(id));
         }
@@ -628,7 +680,7 @@ impl Publisher {
             let (protocol, spi, _) = *key;
             if self.relay_keys.get(key).is_some_and(|owner| *owner != entry.id)
                 || keys.iter().take(position).any(|other| other == key)
-                || self.inbound_spis.contains_key(&(protocol, spi))
+                || self.inbound_spis.find(&self.sas, spi_key, &(protocol, spi)).is_some()
             {
                 return Err(Refusal::SpiTaken(spi));
             }
@@ -679,9 +731,9 @@ impl Publisher {
         }
     }
 
-    fn note_deadlines(&mut self, config: &SaShared, installed: u32) {
+    fn note_deadlines(&mut self, config: &SaShared) {
         for hard in [false, true] {
-            if let Some(due) = deadline(config, installed, hard) {
+            if let Some(due) = deadline(config, hard) {
                 self.deadlines.insert((due, config.id, hard));
             }
         }
@@ -694,11 +746,11 @@ impl Publisher {
                 break;
             }
             self.deadlines.pop_first();
-            let Some(record) = self.sas.get(&id) else { continue };
-            if deadline(&record.config, record.installed, hard) != Some(due) {
+            let Some(config) = self.sas.get(&id) else { continue };
+            if deadline(config, hard) != Some(due) {
                 continue;
             }
-            let (table, handle) = (table_of(record.config.direction), record.handle);
+            let (table, handle) = (table_of(config.direction()), config.handle);
             if hard {
                 self.send(handle.worker(), Command::Stop(table, handle.index(), id));
                 self.events.push(Event::HardLimit { sa: id, kind: LimitKind::Seconds });
@@ -771,11 +823,12 @@ impl Publisher {
         let mut raises = Vec::new();
         let mut grants = Vec::new();
         for (id, index, last, ceiling) in &self.unreserved {
-            if let Some(record) = self.sas.get(id) {
+            let Some(config) = self.sas.get(id) else { continue };
+            if let Some(print) = key_name(config) {
                 let raised = ceiling.max(last).saturating_add(RESERVE_BLOCK);
-                raises.push((record.config.fingerprint, raised));
+                raises.push((print, raised));
                 grants.push((
-                    record.handle.worker(),
+                    config.handle.worker(),
                     Command::Raise { index: *index, id: *id, ceiling: raised },
                 ));
             }
@@ -832,9 +885,9 @@ impl Publisher {
     fn reports(&mut self, ids: &[SaId]) -> Vec<SaReport> {
         let mut wanted: BTreeMap<u8, Vec<(Table, u32)>> = BTreeMap::new();
         for id in ids {
-            if let Some(record) = self.sas.get(id) {
-                let place = (table_of(record.config.direction), record.handle.index());
-                wanted.entry(record.handle.worker()).or_default().push(place);
+            if let Some(config) = self.sas.get(id) {
+                let place = (table_of(config.direction()), config.handle.index());
+                wanted.entry(config.handle.worker()).or_default().push(place);
             }
         }
         self.snapshots.clear();
@@ -847,8 +900,8 @@ impl Publisher {
             .map(|snapshot| (snapshot.config.id, snapshot))
             .collect();
         let describe = |id: &SaId| {
-            let record = self.sas.get(id)?;
-            Some(report(&record.config, record.handle.worker(), found.get(id)?))
+            let config = self.sas.get(id)?;
+            Some(report(config, config.handle.worker(), found.get(id)?))
         };
         ids.iter().filter_map(describe).collect()
     }
@@ -857,7 +910,7 @@ impl Publisher {
         use std::ops::Bound;
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let records = self.policies.range((start, Bound::Unbounded)).take(PAGE);
-        page.policies = records.map(|(_, record)| (*record.policy).clone()).collect();
+        page.policies = records.map(|(id, record)| record.policy(*id)).collect();
         page.next = match page.policies.last() {
             Some(last) if page.policies.len() == PAGE => Some(Cursor::Policy(Some(last.id))),
             _ => Some(Cursor::Relay(None)),
@@ -903,10 +956,10 @@ impl Publisher {
 }
 
 /// Second since the start at which an SA reaches its soft or hard limit in seconds.
-fn deadline(config: &SaShared, installed: u32, hard: bool) -> Option<u64> {
-    let lifetime = config.lifetime.as_deref()?;
+fn deadline(config: &SaShared, hard: bool) -> Option<u64> {
+    let lifetime = config.lifetime()?;
     let limits = if hard { &lifetime.hard } else { &lifetime.soft };
-    limits.seconds.map(|seconds| u64::from(installed).saturating_add(seconds))
+    limits.seconds.map(|seconds| u64::from(config.installed).saturating_add(seconds))
 }
 
 fn relay_keys(entry: &RelayEntry) -> Vec<(IpsecProtocol, Spi, std::net::IpAddr)> {
@@ -920,8 +973,8 @@ fn report(config: &SaShared, worker: u8, snapshot: &SaSnapshot) -> SaReport {
     SaReport {
         id: config.id,
         generation: config.generation,
-        direction: config.direction,
-        protocol: config.protocol,
+        direction: config.direction(),
+        protocol: config.protocol(),
         mode: config.mode,
         spi: config.spi,
         local,

@@ -12,19 +12,19 @@
 //! and 254 for IPv6). Policies with the *same* remote prefix are tried one after the other, in order, so many of
 //! them that differ only in their local addresses make lookups slow.
 //!
-//! The inbound check after decryption is [`selectors_match_inbound`].
+//! The inbound check after decryption is [`Selectors::match_inbound`].
 
 use core::hash::BuildHasher;
 use core::net::IpAddr;
-use core::ops::RangeInclusive;
 use core::slice;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 use ipnet::{IpNet, IpSubnets, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 use postern_contract::sa::{Action, AddressRange, Policy, PolicyId, Selector};
 use postern_wire::flow::Flow;
-use postern_wire::ids::Protocol;
-use prefix_trie::{Prefix, PrefixMap};
+use prefix_trie::PrefixMap;
+
+use crate::selectors::Selectors;
 
 /// What is to be done with an outbound packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub struct Spd<T> {
     policies: HashTable<u32>,
     /// Rules whose remote range is one address.
     hosts: HashTable<Node>,
-    v4: Ranges<Ipv4Net>,
-    v6: Ranges<Ipv6Net>,
+    v4: PrefixMap<Ipv4Net, Node>,
+    v6: PrefixMap<Ipv6Net, Node>,
     lists: Lists,
     hash: DefaultHashBuilder,
 }
@@ -59,7 +59,8 @@ pub struct Spd<T> {
 /// One selector of one policy, with all that a verdict needs.
 #[derive(Clone, Debug)]
 struct Rule<T> {
-    selector: Selector,
+    /// One of them, as [`Selectors`] keep it.
+    selector: Selectors,
     priority: u32,
     policy: PolicyId,
     /// Another rule of the same policy, [`END`] for none.
@@ -76,71 +77,8 @@ enum Kind<T> {
 
 const END: u32 = u32::MAX;
 
-/// Nodes by prefix, with the lengths that occur: `PrefixMap::cover` would allocate for each packet.
-#[derive(Clone, Debug)]
-struct Ranges<P: Prefix> {
-    map: PrefixMap<P, Node>,
-    /// How many prefixes have a length; those of all bits are not counted, as nothing is longer.
-    counts: [u32; 128],
-    /// The lengths that are not zero in `counts`, as bits.
-    lengths: u128,
-}
-
-impl<P: Prefix> Default for Ranges<P> {
-    fn default() -> Self {
-        Self { map: PrefixMap::new(), counts: [0; 128], lengths: 0 }
-    }
-}
-
-impl<P: Prefix> Ranges<P> {
-    fn is_empty(&self) -> bool {
-        self.map.is_empty()
-    }
-
-    fn get_mut(&mut self, net: &P) -> Option<&mut Node> {
-        self.map.get_mut(net)
-    }
-
-    /// Enters a prefix that is not there yet.
-    fn insert(&mut self, net: P, node: Node) {
-        let length = net.prefix_len();
-        if let Some(count) = self.counts.get_mut(usize::from(length)) {
-            *count += 1;
-            self.lengths |= 1 << length;
-        }
-        self.map.insert(net, node);
-    }
-
-    fn remove(&mut self, net: &P) {
-        let length = net.prefix_len();
-        if self.map.remove(net).is_some()
-            && let Some(count) = self.counts.get_mut(usize::from(length))
-        {
-            *count -= 1;
-            if *count == 0 {
-                self.lengths &= !(1 << length);
-            }
-        }
-    }
-
-    /// Calls `visit` with the node of every prefix that holds `host`, the longest first.
-    #[inline]
-    fn cover(&self, host: P, mut visit: impl FnMut(Node)) {
-        let mut net = host;
-        while let Some((found, node)) = self.map.get_lpm(&net) {
-            visit(*node);
-            // The longest length that occurs below the one found; 128 is not among the bits, and shifts them all out.
-            let shorter = self.lengths & !u128::MAX.checked_shl(found.prefix_len().into()).unwrap_or(0);
-            let Some(length) = shorter.checked_ilog2().and_then(|length| u8::try_from(length).ok()) else {
-                return;
-            };
-            net = P::from_repr_len(found.repr(), length);
-        }
-    }
-}
-
 // A million host policies are to fit beside a million SAs.
-const _: () = assert!(size_of::<Rule<u32>>() <= 112);
+const _: () = assert!(size_of::<Rule<u32>>() <= 64);
 
 impl<T> Rule<T> {
     /// The order of policies; the index makes it an order of rules.
@@ -163,8 +101,8 @@ impl<T: Copy> Spd<T> {
             free: Vec::new(),
             policies: HashTable::new(),
             hosts: HashTable::new(),
-            v4: Ranges::default(),
-            v6: Ranges::default(),
+            v4: PrefixMap::new(),
+            v6: PrefixMap::new(),
             lists: Lists::default(),
             hash: DefaultHashBuilder::default(),
         }
@@ -192,10 +130,12 @@ impl<T: Copy> Spd<T> {
         };
         let mut sibling = END;
         for selector in selectors {
-            let rule = Rule { selector: selector.clone(), priority: *priority, policy: *id, sibling, action };
+            let remote = selector.remote;
+            let selector = Selectors::new(slice::from_ref(selector));
+            let rule = Rule { selector, priority: *priority, policy: *id, sibling, action };
             // Memory for 2^31 rules does not exist.
             let Some(index) = self.store(rule) else { break };
-            self.link(index, selector.remote);
+            self.link(index, remote);
             sibling = index;
         }
         if sibling != END {
@@ -214,7 +154,7 @@ impl<T: Copy> Spd<T> {
         let Ok(entry) = found else { return false };
         let (mut index, _) = entry.remove();
         while let Some((remote, sibling)) =
-            self.rules.get(slot(index)).map(|r| (r.selector.remote, r.sibling))
+            self.rules.get(slot(index)).and_then(|r| Some((r.selector.first_remote()?, r.sibling)))
         {
             self.unlink(index, remote);
             self.free.push(index);
@@ -249,10 +189,14 @@ impl<T: Copy> Spd<T> {
         }
         match flow.destination {
             IpAddr::V4(address) if !self.v4.is_empty() => {
-                self.v4.cover(Ipv4Net::from(address), |node| self.scan(node, flow, &mut best));
+                for node in self.v4.cover_values(&Ipv4Net::from(address)) {
+                    self.scan(*node, flow, &mut best);
+                }
             }
             IpAddr::V6(address) if !self.v6.is_empty() => {
-                self.v6.cover(Ipv6Net::from(address), |node| self.scan(node, flow, &mut best));
+                for node in self.v6.cover_values(&Ipv6Net::from(address)) {
+                    self.scan(*node, flow, &mut best);
+                }
             }
             _ => {}
         }
@@ -272,7 +216,7 @@ impl<T: Copy> Spd<T> {
             if best.is_some_and(|best| best.rank() <= rule.rank()) {
                 return;
             }
-            if matches_outbound(&rule.selector, flow) {
+            if rule.selector.match_outbound(flow) {
                 *best = Some(rule);
                 return;
             }
@@ -358,52 +302,9 @@ impl<T: Copy> Spd<T> {
     }
 }
 
-/// Whether a decrypted packet may have come through an SA with these selectors: its source must be on the peer's
-/// side and its destination on ours. No selector, no match.
-///
-/// RFC 4301 section 5.2, step 4: "match the packet against the inbound selectors identified by the SAD entry to verify
-/// that the received packet is appropriate for the SA via which it was received."
-pub fn selectors_match_inbound(selectors: &[Selector], flow: &Flow) -> bool {
-    selectors.iter().any(|selector| matches_inbound(selector, flow))
-}
-
-/// Whether a packet may go out through an SA with these selectors: its source must be on our side and its
-/// destination on the peer's.
-pub fn selectors_match_outbound(selectors: &[Selector], flow: &Flow) -> bool {
-    selectors.iter().any(|selector| matches_outbound(selector, flow))
-}
-
-/// The prefixes that make up a policy's remote ranges: what XDP has to steer to the workers. A prefix may come twice.
-pub fn prefixes(policy: &Policy) -> impl Iterator<Item = IpNet> {
-    policy.selectors.iter().flat_map(|selector| split(selector.remote))
-}
-
-fn matches_outbound(selector: &Selector, flow: &Flow) -> bool {
-    let Selector { local, remote, protocol, local_ports, remote_ports } = selector;
-    remote.contains(flow.destination)
-        && local.contains(flow.source)
-        && carries(*protocol, flow)
-        && holds(local_ports, flow.source_port, flow)
-        && holds(remote_ports, flow.destination_port, flow)
-}
-
-fn matches_inbound(selector: &Selector, flow: &Flow) -> bool {
-    let Selector { local, remote, protocol, local_ports, remote_ports } = selector;
-    remote.contains(flow.source)
-        && local.contains(flow.destination)
-        && carries(*protocol, flow)
-        && holds(remote_ports, flow.source_port, flow)
-        && holds(local_ports, flow.destination_port, flow)
-}
-
-fn carries(protocol: Option<Protocol>, flow: &Flow) -> bool {
-    protocol.is_none_or(|protocol| protocol == flow.protocol)
-}
-
-/// Packets whose ports cannot be seen (fragments, protocols without ports) are matched by the full range only,
-/// RFC 4301 section 4.4.1.2's ANY.
-fn holds(ports: &RangeInclusive<u16>, port: u16, flow: &Flow) -> bool {
-    (*ports.start() == 0 && *ports.end() == u16::MAX) || (flow.ports_known && ports.contains(&port))
+/// The prefixes that make up the selectors' remote ranges: what XDP has to steer to the workers. A prefix may come twice.
+pub fn prefixes(selectors: &[Selector]) -> impl Iterator<Item = IpNet> {
+    selectors.iter().flat_map(|selector| split(selector.remote))
 }
 
 fn split(range: AddressRange) -> impl Iterator<Item = IpNet> {
@@ -485,7 +386,7 @@ fn is_of<T>(rules: &[Rule<T>], index: u32, policy: PolicyId) -> bool {
 /// The address of a node of the host table.
 fn host_of<T>(rules: &[Rule<T>], lists: &Lists, node: Node) -> Option<IpAddr> {
     let first = lists.rules(&node).first()?;
-    rules.get(slot(*first)).map(|rule| rule.selector.remote.start)
+    rules.get(slot(*first))?.selector.first_remote().map(|remote| remote.start)
 }
 
 fn hash_address(hash: &DefaultHashBuilder, address: IpAddr) -> u64 {
@@ -503,11 +404,13 @@ fn slot(index: u32) -> usize {
 mod tests {
     use std::collections::BTreeMap;
     use std::net::{Ipv4Addr, Ipv6Addr};
+    use std::ops::RangeInclusive;
     use std::time::Duration;
 
     use postern_contract::Generation;
     use postern_contract::sa::SaId;
     use postern_wire::flow::Fragment;
+    use postern_wire::ids::Protocol;
     use proptest::prelude::*;
 
     use super::*;
@@ -592,47 +495,13 @@ mod tests {
         assert_eq!(spd.lookup(&udp("10.0.0.1", "192.0.2.1")), Verdict::Discard);
     }
 
-    /// A fragment, whose ports are hidden, matches no selector that asks for ports, not even a port 0.
-    #[test]
-    fn unknown_ports_match_the_full_range_only() {
-        let mut narrow = selector("0.0.0.0/0", "0.0.0.0/0");
-        narrow.remote_ports = 0..=65534;
-        let hidden = flow([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), Protocol::UDP, None);
-        assert!(!selectors_match_outbound(slice::from_ref(&narrow), &hidden));
-        assert!(!selectors_match_inbound(slice::from_ref(&narrow), &hidden));
-        narrow.remote_ports = 0..=u16::MAX;
-        assert!(selectors_match_outbound(slice::from_ref(&narrow), &hidden));
-        assert!(selectors_match_inbound(&[narrow], &hidden));
-        assert!(!selectors_match_inbound(&[], &hidden));
-    }
-
-    /// RFC 4301 section 5.2: inbound the peer's side is the source.
-    #[test]
-    fn inbound_is_the_mirror_of_outbound() {
-        let selector = Selector {
-            protocol: Some(Protocol::TCP),
-            local_ports: 443..=443,
-            remote_ports: 1024..=2000,
-            ..selector("10.0.0.0/24", "192.0.2.0/24")
-        };
-        let out = flow([10, 0, 0, 1].into(), [192, 0, 2, 1].into(), Protocol::TCP, Some((443, 1500)));
-        let back = flow([192, 0, 2, 1].into(), [10, 0, 0, 1].into(), Protocol::TCP, Some((1500, 443)));
-        let selectors = [selector];
-        assert!(selectors_match_outbound(&selectors, &out) && !selectors_match_inbound(&selectors, &out));
-        assert!(selectors_match_inbound(&selectors, &back) && !selectors_match_outbound(&selectors, &back));
-        assert!(!selectors_match_inbound(&selectors, &Flow { protocol: Protocol::UDP, ..back }));
-        assert!(!selectors_match_inbound(&selectors, &Flow { source_port: 1023, ..back }));
-        assert!(!selectors_match_inbound(&selectors, &Flow { destination_port: 444, ..back }));
-        assert!(!selectors_match_inbound(&selectors, &Flow { source: [192, 0, 3, 1].into(), ..back }));
-    }
-
     /// Ranges that are no prefixes, the whole of both families, and ranges that are no ranges.
     #[test]
     fn ranges_are_split_into_prefixes() {
         let ranges = |start: &str, end: &str| {
             let remote = AddressRange { start: start.parse().unwrap(), end: end.parse().unwrap() };
             let selectors = vec![Selector { remote, ..selector("0.0.0.0/0", "0.0.0.0/0") }];
-            prefixes(&policy(1, 1, selectors, Action::Bypass)).map(|net| net.to_string()).collect::<Vec<_>>()
+            prefixes(&selectors).map(|net| net.to_string()).collect::<Vec<_>>()
         };
         assert_eq!(ranges("10.0.0.1", "10.0.0.4"), ["10.0.0.1/32", "10.0.0.2/31", "10.0.0.4/32"]);
         assert_eq!(ranges("0.0.0.0", "255.255.255.255"), ["0.0.0.0/0"]);

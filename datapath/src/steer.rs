@@ -9,7 +9,7 @@
 //! once for each pair of prefixes that a policy protects, in any order and as often as policies come and go; uses
 //! are counted here. What is redirected is what a policy may protect, never less: the SPD has the last word.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
@@ -20,7 +20,8 @@ use aya::maps::{Array, HashMap as BpfHashMap, Map, MapData, MapError, PerCpuArra
 use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode as AyaMode, loaded_programs};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use ipnet::IpNet;
+use hashbrown::HashMap;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
@@ -245,14 +246,8 @@ impl Steer {
 
     /// A policy protects packets to `destination`, from `source` or (`None`) from anywhere.
     pub fn protect(&mut self, destination: IpNet, source: Option<IpNet>) -> Result<(), SteerError> {
-        for change in self.rules.protect(destination, source) {
-            if let Err(error) = self.maps.apply(change) {
-                // What was written redirects more than needed, never less.
-                self.rules.unprotect(destination, source);
-                return Err(error);
-            }
-        }
-        Ok(())
+        // What cannot be written stays counted, so that taking it back takes nothing from other policies.
+        self.rules.protect(destination, source).into_iter().try_for_each(|change| self.maps.apply(change))
     }
 
     /// Takes one [`Steer::protect`] back. Without one there is nothing to do.
@@ -394,20 +389,94 @@ enum Table {
 /// hide a shorter one that is protected from all: it is then written without the source check.
 #[derive(Debug, Default)]
 struct Rules {
-    destinations: JointPrefixMap<IpNet, Uses>,
+    /// Policies by destination, for any source. There may be a million.
+    open: Open,
+    /// Policies by destination, for sources of their own.
+    checked: JointPrefixMap<IpNet, u32>,
+    /// Policies by such a source.
     sources: HashMap<IpNet, u32>,
 }
 
-/// Policies with a destination prefix: for any source, and for a source of their own.
-#[derive(Clone, Copy, Debug, Default)]
-struct Uses {
-    any: u32,
-    checked: u32,
+/// Counted prefixes, among which those that cover another are found by trying the lengths that there are.
+#[derive(Debug, Default)]
+struct Open {
+    v4: HashMap<Ipv4Net, u32>,
+    v6: HashMap<Ipv6Net, u32>,
+    /// Prefixes by length.
+    lengths: [BTreeMap<u8, u32>; 2],
+}
+
+impl Open {
+    fn contains(&self, net: IpNet) -> bool {
+        match net {
+            IpNet::V4(net) => self.v4.contains_key(&net),
+            IpNet::V6(net) => self.v6.contains_key(&net),
+        }
+    }
+
+    /// Whether a prefix here holds all of `net`.
+    fn covers(&self, net: IpNet) -> bool {
+        let [v4, v6] = &self.lengths;
+        match net {
+            IpNet::V4(net) => v4.range(..=net.prefix_len()).any(|(length, _)| {
+                Ipv4Net::new(net.addr(), *length).is_ok_and(|net| self.v4.contains_key(&net.trunc()))
+            }),
+            IpNet::V6(net) => v6.range(..=net.prefix_len()).any(|(length, _)| {
+                Ipv6Net::new(net.addr(), *length).is_ok_and(|net| self.v6.contains_key(&net.trunc()))
+            }),
+        }
+    }
+
+    fn add(&mut self, net: IpNet) {
+        let count = match net {
+            IpNet::V4(net) => self.v4.entry(net).or_default(),
+            IpNet::V6(net) => self.v6.entry(net).or_default(),
+        };
+        *count += 1;
+        if *count == 1 {
+            *self.length(net).entry(net.prefix_len()).or_default() += 1;
+        }
+    }
+
+    /// Takes one use back; `None` if there was none, else how many are left.
+    fn take(&mut self, net: IpNet) -> Option<u32> {
+        let left = match net {
+            IpNet::V4(net) => count_down(&mut self.v4, &net),
+            IpNet::V6(net) => count_down(&mut self.v6, &net),
+        }?;
+        if left == 0 {
+            let lengths = self.length(net);
+            if let Some(count) = lengths.get_mut(&net.prefix_len()) {
+                *count -= 1;
+                if *count == 0 {
+                    lengths.remove(&net.prefix_len());
+                }
+            }
+        }
+        Some(left)
+    }
+
+    fn length(&mut self, net: IpNet) -> &mut BTreeMap<u8, u32> {
+        let [v4, v6] = &mut self.lengths;
+        if matches!(net, IpNet::V4(_)) { v4 } else { v6 }
+    }
+}
+
+/// `None` if there was none, else how many are left; at 0 the entry is gone.
+fn count_down<K: Eq + std::hash::Hash>(counts: &mut HashMap<K, u32>, key: &K) -> Option<u32> {
+    let count = counts.get_mut(key)?;
+    *count -= 1;
+    let left = *count;
+    if left == 0 {
+        counts.remove(key);
+    }
+    Some(left)
 }
 
 impl Rules {
     fn protect(&mut self, destination: IpNet, source: Option<IpNet>) -> Vec<Change> {
         let destination = destination.trunc();
+        let known = self.is_known(destination);
         let mut changes = Vec::new();
         if let Some(source) = specific(source) {
             let uses = self.sources.entry(source).or_default();
@@ -415,19 +484,19 @@ impl Rules {
             if *uses == 1 {
                 changes.push(Change { table: Table::Sources, net: source, entry: Some(PROTECTED) });
             }
-            let uses = self.destinations.entry(destination).or_default();
-            uses.checked += 1;
-            if uses.any + uses.checked == 1 {
+            *self.checked.entry(destination).or_default() += 1;
+            if !known {
                 changes.push(self.destination(destination));
             }
         } else {
-            let covered = self.is_open(destination);
-            self.destinations.entry(destination).or_default().any += 1;
-            if !covered {
-                changes
-                    .extend(self.destinations.children(&destination).map(|(net, _)| self.destination(net)));
-            } else if self.destinations.get(&destination).is_some_and(|uses| uses.any + uses.checked == 1) {
+            let covered = self.open.covers(destination);
+            self.open.add(destination);
+            if !known {
                 changes.push(self.destination(destination));
+            }
+            if !covered {
+                // What was checked below it is not any more.
+                changes.extend(self.checked.children(&destination).map(|(net, _)| self.destination(net)));
             }
         }
         changes
@@ -435,44 +504,36 @@ impl Rules {
 
     fn unprotect(&mut self, destination: IpNet, source: Option<IpNet>) -> Vec<Change> {
         let destination = destination.trunc();
-        let source = specific(source);
-        let Some(uses) = self.destinations.get_mut(&destination) else {
-            return Vec::new();
-        };
-        let count = if source.is_some() { &mut uses.checked } else { &mut uses.any };
-        let Some(left) = count.checked_sub(1) else {
-            return Vec::new();
-        };
-        *count = left;
-        let unused = uses.any + uses.checked == 0;
-
         let mut changes = Vec::new();
-        if unused {
-            self.destinations.remove(&destination);
-            changes.push(Change { table: Table::Destinations, net: destination, entry: None });
-        }
-        if let Some(source) = source {
-            if let Some(uses) = self.sources.get_mut(&source) {
-                *uses -= 1;
-                if *uses == 0 {
-                    self.sources.remove(&source);
-                    changes.push(Change { table: Table::Sources, net: source, entry: None });
-                }
+        if let Some(source) = specific(source) {
+            let Some(uses) = self.checked.get_mut(&destination) else { return Vec::new() };
+            *uses -= 1;
+            if *uses == 0 {
+                self.checked.remove(&destination);
             }
-        } else if left == 0 && !self.is_open(destination) {
-            changes.extend(self.destinations.children(&destination).map(|(net, _)| self.destination(net)));
+            if count_down(&mut self.sources, &source) == Some(0) {
+                changes.push(Change { table: Table::Sources, net: source, entry: None });
+            }
+        } else {
+            let Some(left) = self.open.take(destination) else { return Vec::new() };
+            if left == 0 && !self.open.covers(destination) {
+                changes.extend(self.checked.children(&destination).map(|(net, _)| self.destination(net)));
+            }
+        }
+        if !self.is_known(destination) {
+            changes.insert(0, Change { table: Table::Destinations, net: destination, entry: None });
         }
         changes
     }
 
-    /// Whether a policy protects all packets to `net` from any source.
-    fn is_open(&self, net: IpNet) -> bool {
-        self.destinations.cover_values(&net).any(|uses| uses.any > 0)
+    /// Whether the trie of destinations has this prefix.
+    fn is_known(&self, net: IpNet) -> bool {
+        self.open.contains(net) || self.checked.contains_key(&net)
     }
 
     /// What the trie has to say of a destination in use.
     fn destination(&self, net: IpNet) -> Change {
-        let check = if self.is_open(net) { 0 } else { Prefix::CHECK_SOURCE };
+        let check = if self.open.covers(net) { 0 } else { Prefix::CHECK_SOURCE };
         let entry = Some(Prefix { flags: Prefix::PROTECT | check });
         Change { table: Table::Destinations, net, entry }
     }

@@ -229,10 +229,10 @@ impl Worker {
         for _ in 0..COMMANDS_PER_TURN {
             let Some(mut batch) = self.commands.pop() else { break };
             busy = true;
-            for command in batch.drain(..) {
+            for command in &mut batch {
                 apply(&mut self.core, &self.latency, command);
             }
-            // The emptied vector goes back as well: nothing is freed here.
+            // The vector goes back with what the worker only had to look at: nothing is freed here.
             self.core.send(Returned::Commands(batch));
             self.core.cells.commands.fetch_add(1, Ordering::Release);
         }
@@ -396,23 +396,36 @@ fn arrive(
     Ok(arrival)
 }
 
-/// One command.
-fn apply(core: &mut Core, latency: &Histogram<u64>, command: Command) {
+/// One command. What is only looked at stays in it.
+fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
     match command {
-        Command::PutInbound(index, sa) => {
+        Command::PutPolicy(policy, handle) => return core.spd.insert(policy, *handle),
+        Command::ReportSas(places) => return report(core, places),
+        _ => {}
+    }
+    match std::mem::replace(command, Command::Applied) {
+        Command::Applied | Command::PutPolicy(..) | Command::ReportSas(_) => {}
+        Command::PutInbound(index, sa, rest) => {
             core.sa_drops.forget(Table::Inbound, index);
-            if let Some(old) = core.inbound.put(index, sa) {
+            if let Some(old) = core.inbound.put(index, sa, rest) {
                 core.send(Returned::Inbound(index, Box::new(old)));
             }
         }
-        Command::PutOutbound(index, sa) => {
+        Command::PutOutbound(index, sa, rest) => {
             core.sa_drops.forget(Table::Outbound, index);
-            if let Some(old) = core.outbound.put(index, sa) {
+            if let Some(old) = core.outbound.put(index, sa, rest) {
                 core.send(Returned::Outbound(index, Box::new(old)));
             }
         }
         Command::Reconfigure { table, index, config, move_peer } => {
-            reconfigure(core, table, index, config, move_peer);
+            let now = core.now;
+            let old = match table {
+                Table::Inbound => core.inbound.reconfigure(index, config, move_peer, now),
+                Table::Outbound => core.outbound.reconfigure(index, config, move_peer, now),
+            };
+            if let Some(old) = old {
+                core.send(Returned::Config(old));
+            }
         }
         Command::Take(Table::Inbound, index) => {
             if let Some(sa) = core.inbound.take(index) {
@@ -425,8 +438,8 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: Command) {
             }
         }
         Command::Link { table: Table::Inbound, index, pair, bundle } => {
-            if let Some(sa) = core.inbound.get_mut(index) {
-                (sa.pair, sa.bundle) = (pair, bundle);
+            if let Some((_, rest)) = core.inbound.both_mut(index) {
+                (rest.pair, rest.bundle) = (pair, bundle);
             }
         }
         Command::Link { table: Table::Outbound, index, pair: _, bundle } => {
@@ -452,7 +465,6 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: Command) {
                 sa.stopped = true;
             }
         }
-        Command::PutPolicy(policy, handle) => core.spd.insert(&policy, handle),
         Command::SetPolicyHandle(policy, handle) => {
             core.spd.set_handle(policy, handle);
         }
@@ -474,67 +486,35 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: Command) {
             core.send(Returned::Fib(old));
             egress::unpark(core);
         }
-        Command::ReportSas(places) => report(core, &places),
         Command::ReportRelays => core.send(Returned::Relays(core.relays.counters())),
         Command::ReportLatency => core.send(Returned::Latency(Box::new(latency.clone()))),
     }
 }
 
-fn reconfigure(
-    core: &mut Core,
-    table: Table,
-    index: u32,
-    config: Arc<crate::sad::config::SaShared>,
-    move_peer: bool,
-) {
-    let port = config.encap.map_or(0, |encap| encap.remote_port);
-    let lifetime = config.lifetime.as_deref().copied().unwrap_or_default();
-    let remote = config.remote;
-    let (slot, peer, peer_port, state) = match table {
-        Table::Inbound => match core.inbound.get_mut(index) {
-            Some(sa) => (&mut sa.config, &mut sa.peer, &mut sa.peer_port, &mut sa.lifetime),
-            None => return,
-        },
-        Table::Outbound => match core.outbound.get_mut(index) {
-            Some(sa) => (&mut sa.config, &mut sa.peer, &mut sa.peer_port, &mut sa.lifetime),
-            None => return,
-        },
-    };
-    let old = std::mem::replace(slot, config);
-    if move_peer {
-        *peer = remote;
-        *peer_port = port;
-    }
-    if old.lifetime.as_deref().copied().unwrap_or_default() != lifetime {
-        state.replace(&lifetime);
-    }
-    core.send(Returned::Config(old));
-}
-
 /// Reports SAs; those that are gone by now are left out.
 fn report(core: &Core, places: &[(Table, u32)]) {
     let idle = |last: u32| (last > 0).then(|| u64::from(core.now.saturating_sub(last)));
-    let snapshot = |(table, index): &(Table, u32)| match table {
-        Table::Inbound => core.inbound.get(*index).map(|sa| SaSnapshot {
-            config: Arc::clone(&sa.config),
-            packets: sa.traffic.packets,
-            bytes: sa.traffic.bytes,
-            sequence: sa.window.top(),
-            peer: (sa.peer, sa.peer_port),
-            idle_seconds: idle(sa.last_used),
-            stopped: sa.stopped,
+    let snapshot = |(table, index): &(Table, u32)| {
+        let (config, traffic, sequence, peer, port, last_used, stopped) = match table {
+            Table::Inbound => {
+                let (sa, peer) = core.inbound.get(*index).zip(core.inbound.peer(*index))?;
+                (&sa.config, sa.traffic, sa.window.top(), peer, sa.peer_port, sa.last_used, sa.stopped)
+            }
+            Table::Outbound => {
+                let (sa, peer) = core.outbound.get(*index).zip(core.outbound.peer(*index))?;
+                (&sa.config, sa.traffic, sa.sequence.last(), peer, sa.peer_port, sa.last_used, sa.stopped)
+            }
+        };
+        Some(SaSnapshot {
+            config: Arc::clone(config),
+            packets: traffic.packets,
+            bytes: traffic.bytes,
+            sequence,
+            peer: (peer, port),
+            idle_seconds: idle(last_used),
+            stopped,
             drops: core.sa_drops.of(*table, *index),
-        }),
-        Table::Outbound => core.outbound.get(*index).map(|sa| SaSnapshot {
-            config: Arc::clone(&sa.config),
-            packets: sa.traffic.packets,
-            bytes: sa.traffic.bytes,
-            sequence: sa.sequence.last(),
-            peer: (sa.peer, sa.peer_port),
-            idle_seconds: idle(sa.last_used),
-            stopped: sa.stopped,
-            drops: core.sa_drops.of(*table, *index),
-        }),
+        })
     };
     core.send(Returned::Sas(places.iter().filter_map(snapshot).collect()));
 }

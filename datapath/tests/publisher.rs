@@ -444,7 +444,7 @@ fn dp_7_inventory_pages() {
     }
 }
 
-/// What XDP is told of policies: each prefix once, however many name it, and its end.
+/// What XDP is told of policies: each prefix as often as policies name it, for it to count, and their ends.
 #[test]
 fn dp_1_prefixes_to_steer() {
     let mut pair = Pair::new(Suites::Gcm128, Options::default());
@@ -461,9 +461,9 @@ fn dp_1_prefixes_to_steer() {
         })
     };
     install(&mut pair.a, vec![policy(5, Action::Discard)]);
-    assert_eq!(pair.a.publisher.steer_changes().added, [net("10.4.0.0/16")]);
+    assert_eq!(pair.a.publisher.steer_changes().added, [net("10.2.0.0/24"), net("10.4.0.0/16")]);
     install(&mut pair.a, vec![Operation::RemovePolicy(POLICY)]);
-    assert_eq!(pair.a.publisher.steer_changes(), postern_datapath::publish::SteerChanges::default());
+    assert_eq!(pair.a.publisher.steer_changes().removed, [net("10.2.0.0/24")]);
     install(
         &mut pair.a,
         vec![

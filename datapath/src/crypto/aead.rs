@@ -21,6 +21,8 @@ pub(super) const TAG: usize = 16;
 pub(super) struct AeadKey {
     kind: Kind,
     salt: [u8; 4],
+    /// Authenticates the whole packet and encrypts nothing.
+    gmac: bool,
 }
 
 #[expect(
@@ -55,6 +57,7 @@ impl AeadKey {
     /// section 2). `None` when the transform has no such length.
     pub(super) fn new(encryption: Encryption, material: &[u8]) -> Option<Self> {
         let (key, salt) = material.split_last_chunk::<4>()?;
+        let gmac = encryption == Encryption::NullAuthAesGmac;
         let algorithm = match (encryption, key.len()) {
             (Encryption::ChaCha20Poly1305, 32) => &CHACHA20_POLY1305,
             (Encryption::AesGcm16 | Encryption::NullAuthAesGmac, 16) => &AES_128_GCM,
@@ -62,12 +65,17 @@ impl AeadKey {
             (Encryption::AesGcm16 | Encryption::NullAuthAesGmac, 24) => {
                 let mut kept = Zeroizing::new([0; 24]);
                 kept.copy_from_slice(key);
-                return Some(Self { kind: Kind::Aes192(kept), salt: *salt });
+                return Some(Self { kind: Kind::Aes192(kept), salt: *salt, gmac });
             }
             _ => return None,
         };
         let key = UnboundKey::new(algorithm, key).ok()?;
-        Some(Self { kind: Kind::Ring(RingKey(LessSafeKey::new(key))), salt: *salt })
+        Some(Self { kind: Kind::Ring(RingKey(LessSafeKey::new(key))), salt: *salt, gmac })
+    }
+
+    /// Whether the key is one of GMAC.
+    pub(super) fn is_gmac(&self) -> bool {
+        self.gmac
     }
 
     /// Makes the key ready for a run of packets.

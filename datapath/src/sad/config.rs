@@ -4,21 +4,28 @@ use std::net::IpAddr;
 
 use postern_contract::request::Refusal;
 use postern_contract::sa::{
-    AddressRange, Direction, DscpPolicy, IpsecProtocol, Lifetime, Limits, Mode, PathPolicy, SaConfig, SaId,
-    Selector, UdpEncap,
+    AddressRange, Direction, DscpPolicy, IpsecProtocol, Lifetime, Mode, PathPolicy, SaConfig, SaId, Selector,
+    UdpEncap,
 };
 use postern_contract::{Generation, Translation};
+use postern_wire::flow::Flow;
 use postern_wire::ids::{Protocol, Spi};
 
 use crate::crypto::{AhKey, EspKey, fingerprint, key_check};
+use crate::sad::lookup::Handle;
+use crate::selectors::Selectors;
 
 /// Expanded keys of one SA.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "in the SA's own allocation; a box would cost a cache miss a packet"
+)]
 pub enum SaKey {
     /// ESP.
     Esp(EspKey),
-    /// AH.
-    Ah(AhKey),
+    /// AH, which is rare: side by side with ESP's it would make each SA larger.
+    Ah(Box<AhKey>),
 }
 
 /// What every packet of an SA needs to know and none changes.
@@ -38,40 +45,52 @@ pub struct SaShared {
     pub local: IpAddr,
     /// The peer's address on the wire, as installed.
     pub remote: IpAddr,
-    /// What the ICV covers in their place, behind a relay (RLY-2).
-    pub authenticated: Option<Box<(IpAddr, IpAddr)>>,
     /// UDP encapsulation, as installed.
     pub encap: Option<UdpEncap>,
-    /// Traffic selectors.
-    pub selectors: Box<[Selector]>,
-    /// Limits, if there are any.
-    pub lifetime: Option<Box<Lifetime>>,
     /// Sizes and header fields.
     pub path: PathPolicy,
-    /// Inbound or outbound.
-    pub direction: Direction,
-    /// ESP or AH.
-    pub protocol: IpsecProtocol,
     /// Tunnel or transport.
     pub mode: Mode,
     /// 64-bit sequence numbers.
     pub esn: bool,
     /// MOB-2.
     pub follow_peer: bool,
-    /// Whether the other SA of a bundle must be applied or must have been verified.
-    pub bundled: bool,
     /// The reservation of sequence numbers outlives the SA.
     pub static_keys: bool,
     /// Size of the anti-replay window.
     pub replay_window: u16,
-    /// The SA of the other direction.
-    pub pair: Option<SaId>,
-    /// The other SA of the bundle.
-    pub bundle: Option<SaId>,
+    /// Where the runtime half is; the publisher's, who sets it before a worker sees the SA.
+    pub handle: Handle,
+    /// Second since the start from which time limits count; the publisher's as well.
+    pub installed: u32,
     /// Tells keys apart without showing them.
     pub key_check: [u8; 8],
-    /// Names the keys in the ledger of reserved sequence numbers.
-    pub fingerprint: [u8; 16],
+    /// The SA of the other direction; this SA itself if there is none.
+    pair: SaId,
+    side: Side,
+    rare: Option<Box<Rare>>,
+}
+
+// With the reference counts in front and the allocator's word 736 bytes; a million of them leave 270 MiB of 1 GiB.
+const _: () = assert!(size_of::<SaShared>() <= 704);
+
+/// What only SAs of one direction have.
+#[derive(Debug)]
+enum Side {
+    /// What a decrypted packet must match.
+    Inbound(Selectors),
+    /// Names the keys in the ledger of reserved sequence numbers. What the SA may carry is a matter of policies.
+    Outbound([u8; 16]),
+}
+
+/// What few SAs have.
+#[derive(Debug)]
+struct Rare {
+    /// What the ICV covers in place of `local` and `remote`, behind a relay (RLY-2).
+    authenticated: Option<(IpAddr, IpAddr)>,
+    lifetime: Lifetime,
+    /// The other SA of the bundle.
+    bundle: Option<SaId>,
 }
 
 impl SaShared {
@@ -160,9 +179,11 @@ impl SaShared {
         }
         let key = match protocol {
             IpsecProtocol::Esp => SaKey::Esp(EspKey::new(suite)?),
-            IpsecProtocol::Ah => SaKey::Ah(AhKey::new(suite)?),
+            IpsecProtocol::Ah => SaKey::Ah(Box::new(AhKey::new(suite)?)),
         };
-        let unlimited = Limits::default();
+        let authenticated = (local.is_translated() || remote.is_translated())
+            .then_some((local.authenticated, remote.authenticated));
+        let rare = authenticated.is_some() || bundle.is_some() || *lifetime != Lifetime::default();
         Ok(Self {
             key,
             id: *id,
@@ -170,30 +191,83 @@ impl SaShared {
             spi: *spi,
             local: local.on_wire,
             remote: remote.on_wire,
-            authenticated: (local.is_translated() || remote.is_translated())
-                .then(|| Box::new((local.authenticated, remote.authenticated))),
             encap: *encap,
-            selectors: selectors.clone().into_boxed_slice(),
-            lifetime: (lifetime.soft != unlimited || lifetime.hard != unlimited).then(|| Box::new(*lifetime)),
             path: *path,
-            direction: *direction,
-            protocol: *protocol,
             mode: *mode,
             esn: *esn,
             follow_peer: *follow_peer,
-            bundled: bundle.is_some(),
             static_keys: *static_keys,
             replay_window: *replay_window,
-            pair: *pair,
-            bundle: *bundle,
+            handle: Handle::NOWHERE,
+            installed: 0,
             key_check: key_check(suite),
-            fingerprint: fingerprint(suite),
+            pair: pair.unwrap_or(*id),
+            side: match direction {
+                Direction::Inbound => Side::Inbound(Selectors::new(selectors)),
+                Direction::Outbound => Side::Outbound(fingerprint(suite)),
+            },
+            rare: rare.then(|| Box::new(Rare { authenticated, lifetime: *lifetime, bundle: *bundle })),
         })
+    }
+
+    /// Inbound or outbound.
+    pub const fn direction(&self) -> Direction {
+        match self.side {
+            Side::Inbound(_) => Direction::Inbound,
+            Side::Outbound(_) => Direction::Outbound,
+        }
+    }
+
+    /// Inbound: whether a decrypted packet may have come through this SA (RFC 4301 section 5.2, step 4).
+    #[inline]
+    pub fn admits(&self, flow: &Flow) -> bool {
+        matches!(&self.side, Side::Inbound(selectors) if selectors.match_inbound(flow))
+    }
+
+    /// Outbound: names the keys in the ledger of reserved sequence numbers.
+    pub const fn fingerprint(&self) -> Option<&[u8; 16]> {
+        match &self.side {
+            Side::Inbound(_) => None,
+            Side::Outbound(fingerprint) => Some(fingerprint),
+        }
+    }
+
+    /// The SA of the other direction.
+    pub fn pair(&self) -> Option<SaId> {
+        (self.pair != self.id).then_some(self.pair)
+    }
+
+    /// ESP or AH.
+    pub const fn protocol(&self) -> IpsecProtocol {
+        match self.key {
+            SaKey::Esp(_) => IpsecProtocol::Esp,
+            SaKey::Ah(_) => IpsecProtocol::Ah,
+        }
+    }
+
+    /// Whether the other SA of a bundle must be applied or must have been verified.
+    pub fn is_bundled(&self) -> bool {
+        self.bundle().is_some()
+    }
+
+    /// The other SA of the bundle.
+    pub fn bundle(&self) -> Option<SaId> {
+        self.rare.as_deref()?.bundle
+    }
+
+    /// Limits, if there are any.
+    pub fn lifetime(&self) -> Option<&Lifetime> {
+        self.rare.as_deref().map(|rare| &rare.lifetime).filter(|lifetime| **lifetime != Lifetime::default())
+    }
+
+    /// The addresses (this node's, the peer's) that the ICV covers, where they are others than those on the wire.
+    pub fn authenticated(&self) -> Option<(IpAddr, IpAddr)> {
+        self.rare.as_deref()?.authenticated
     }
 
     /// The IP protocol number of the SA.
     pub const fn ip_protocol(&self) -> Protocol {
-        match self.protocol {
+        match self.protocol() {
             IpsecProtocol::Esp => Protocol::ESP,
             IpsecProtocol::Ah => Protocol::AH,
         }
@@ -202,8 +276,8 @@ impl SaShared {
     /// Which field of `other` differs though an installed SA cannot change it; `None` if `other` may replace this.
     pub fn immutable_difference(&self, other: &Self) -> Option<&'static str> {
         let differences = [
-            (self.direction != other.direction, "direction"),
-            (self.protocol != other.protocol, "protocol"),
+            (self.direction() != other.direction(), "direction"),
+            (self.protocol() != other.protocol(), "protocol"),
             (self.spi.on_wire != other.spi.on_wire, "spi"),
             (self.key_check != other.key_check, "keys"),
             (self.esn != other.esn, "esn"),
@@ -214,7 +288,7 @@ impl SaShared {
 
     /// The addresses that an ICV covers: (this node's, the peer's), where the peer is now at `remote`.
     pub fn authenticated_addresses(&self, remote: IpAddr) -> (IpAddr, IpAddr) {
-        self.authenticated.as_deref().map_or((self.local, remote), |addresses| *addresses)
+        self.authenticated().unwrap_or((self.local, remote))
     }
 
     /// `Translation` of both addresses as installed, for reports.

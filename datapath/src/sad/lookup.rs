@@ -17,6 +17,8 @@ impl Handle {
     /// Largest index.
     pub const MAX_INDEX: u32 = (1 << 24) - 1;
     const NONE: u32 = u32::MAX;
+    /// Of something that has no place yet.
+    pub const NOWHERE: Self = Self(Self::NONE);
 
     /// `None` where a part is too large.
     pub fn new(worker: u8, index: u32) -> Option<Self> {

@@ -1,19 +1,26 @@
 //! A table of objects at indices that someone else chose: grows by pages, never moves an object.
 //!
 //! The main thread allocates the indices (it alone knows when a removed object has come back from its worker), the
-//! worker only puts, takes and looks up.
+//! worker only puts, takes and looks up. An object is in two parts, so that what every packet touches lies together and
+//! the rest does not come with it into the cache.
 
 /// Entries of one page. Growing allocates a page, not twice the table.
 const PAGE: usize = 256;
 
-/// Sparse table of `T`, indexed by `u32`.
+/// Sparse table of `T` with `R` beside it, indexed by `u32`.
 #[derive(Debug)]
-pub struct Slab<T> {
-    pages: Vec<Box<[Option<T>]>>,
+pub struct Slab<T, R> {
+    pages: Vec<Page<T, R>>,
     len: usize,
 }
 
-impl<T> Default for Slab<T> {
+#[derive(Debug)]
+struct Page<T, R> {
+    objects: Box<[Option<T>]>,
+    rests: Box<[Option<R>]>,
+}
+
+impl<T, R> Default for Slab<T, R> {
     fn default() -> Self {
         Self { pages: Vec::new(), len: 0 }
     }
@@ -23,7 +30,7 @@ const fn place(index: u32) -> (usize, usize) {
     (index as usize / PAGE, index as usize % PAGE)
 }
 
-impl<T> Slab<T> {
+impl<T, R> Slab<T, R> {
     /// Number of objects.
     pub const fn len(&self) -> usize {
         self.len
@@ -34,47 +41,55 @@ impl<T> Slab<T> {
         self.len == 0
     }
 
-    /// The object at `index`.
+    /// The object at `index`, without its rest.
+    #[inline]
     pub fn get(&self, index: u32) -> Option<&T> {
         let (page, row) = place(index);
-        self.pages.get(page)?.get(row)?.as_ref()
+        self.pages.get(page)?.objects.get(row)?.as_ref()
     }
 
-    /// The object at `index`.
+    /// The object at `index`, without its rest.
+    #[inline]
     pub fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         let (page, row) = place(index);
-        self.pages.get_mut(page)?.get_mut(row)?.as_mut()
+        self.pages.get_mut(page)?.objects.get_mut(row)?.as_mut()
     }
 
-    /// Puts `value` at `index`; gives back what was there.
-    pub fn put(&mut self, index: u32, value: T) -> Option<T> {
+    /// The rest of the object at `index`.
+    #[inline]
+    pub fn rest(&self, index: u32) -> Option<&R> {
+        let (page, row) = place(index);
+        self.pages.get(page)?.rests.get(row)?.as_ref()
+    }
+
+    /// The whole object at `index`.
+    #[inline]
+    pub fn both_mut(&mut self, index: u32) -> Option<(&mut T, &mut R)> {
+        let (page, row) = place(index);
+        let Page { objects, rests } = self.pages.get_mut(page)?;
+        objects.get_mut(row)?.as_mut().zip(rests.get_mut(row)?.as_mut())
+    }
+
+    /// Puts an object at `index`; gives back what was there.
+    pub fn put(&mut self, index: u32, object: T, rest: R) -> Option<(T, R)> {
         let (page, row) = place(index);
         while self.pages.len() <= page {
-            self.pages.push((0..PAGE).map(|_| None).collect());
+            let objects = (0..PAGE).map(|_| None).collect();
+            self.pages.push(Page { objects, rests: (0..PAGE).map(|_| None).collect() });
         }
-        let old = self.pages.get_mut(page)?.get_mut(row)?.replace(value);
+        let Page { objects, rests } = self.pages.get_mut(page)?;
+        let old = objects.get_mut(row)?.replace(object).zip(rests.get_mut(row)?.replace(rest));
         self.len += usize::from(old.is_none());
         old
     }
 
     /// Takes the object at `index` out.
-    pub fn take(&mut self, index: u32) -> Option<T> {
+    pub fn take(&mut self, index: u32) -> Option<(T, R)> {
         let (page, row) = place(index);
-        let old = self.pages.get_mut(page)?.get_mut(row)?.take();
+        let Page { objects, rests } = self.pages.get_mut(page)?;
+        let old = objects.get_mut(row)?.take().zip(rests.get_mut(row)?.take());
         self.len -= usize::from(old.is_some());
         old
-    }
-
-    /// Objects at `from` and above with their indices.
-    pub fn iter_from(&self, from: u32) -> impl Iterator<Item = (u32, &T)> {
-        let (first, row) = place(from);
-        let pages = self.pages.iter().enumerate().skip(first);
-        pages
-            .flat_map(|(page, rows)| {
-                rows.iter().enumerate().map(move |(row, value)| (page * PAGE + row, value))
-            })
-            .skip(row)
-            .filter_map(|(index, value)| Some((u32::try_from(index).ok()?, value.as_ref()?)))
     }
 }
 
@@ -83,19 +98,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn put_take_iterate() {
+    fn put_take_look_up() {
         let mut slab = Slab::default();
         for index in [0u32, 255, 256, 70_000] {
-            assert_eq!(slab.put(index, index), None);
+            assert_eq!(slab.put(index, index, 'a'), None);
         }
-        assert_eq!(slab.put(255, 1), Some(255));
+        assert_eq!(slab.put(255, 1, 'b'), Some((255, 'a')));
         assert_eq!(slab.len(), 4);
-        assert_eq!(
-            slab.iter_from(255).map(|(i, v)| (i, *v)).collect::<Vec<_>>(),
-            [(255, 1), (256, 256), (70_000, 70_000)]
-        );
-        assert_eq!(slab.take(256), Some(256));
-        assert_eq!(slab.take(256), None);
+        assert_eq!((slab.get(255), slab.rest(255)), (Some(&1), Some(&'b')));
+        assert_eq!((slab.get(254), slab.rest(254)), (None, None));
+        *slab.both_mut(70_000).unwrap().1 = 'c';
+        *slab.get_mut(70_000).unwrap() += 1;
+        assert_eq!(slab.take(70_000), Some((70_001, 'c')));
+        assert_eq!(slab.take(70_000), None);
         assert_eq!(slab.get(1_000_000), None);
         assert_eq!(slab.len(), 3);
     }
