@@ -405,7 +405,6 @@ mod tests {
     use std::collections::BTreeMap;
     use std::net::{Ipv4Addr, Ipv6Addr};
     use std::ops::RangeInclusive;
-    use std::time::Duration;
 
     use postern_contract::Generation;
     use postern_contract::sa::SaId;
@@ -528,47 +527,6 @@ mod tests {
             + spd.hosts.allocation_size();
         assert!(spd.lists.lists.is_empty() && spd.v4.is_empty());
         assert!(bytes / COUNT as usize <= 150, "{} bytes each", bytes / COUNT as usize);
-    }
-
-    /// Of this thread, so that other work on the machine counts less.
-    fn processor_time() -> Duration {
-        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-        Duration::new(u64::try_from(time.tv_sec).unwrap(), u32::try_from(time.tv_nsec).unwrap())
-    }
-
-    /// Not a gate: prints what a lookup costs. `cargo test --release -p postern-datapath spd -- --ignored --nocapture`
-    #[test]
-    #[ignore = "measures, asserts nothing"]
-    fn lookup_cost() {
-        for count in [1_000_u32, 100_000, 1_000_000] {
-            let mut spd = Spd::new();
-            let before = processor_time();
-            for n in 0..count {
-                let remote =
-                    AddressRange::from(IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + n))));
-                let selectors = vec![Selector { remote, ..selector("0.0.0.0/0", "10.0.0.0/8") }];
-                spd.insert(&policy(n.into(), 1, selectors, Action::Protect(None)), Some(n));
-            }
-            let insert = processor_time().saturating_sub(before) / count;
-            for nets in [0_u64, 10] {
-                for net in 0..nets {
-                    spd.insert(&protect((1 << 40) | net, 9, "0.0.0.0/0", &format!("172.{net}.0.0/16")), None);
-                }
-                let (mut n, mut hits) = (1_u32, 0);
-                let before = processor_time();
-                for _ in 0..1_000_000 {
-                    n = n.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                    let destination = Ipv4Addr::from_bits(0x0a00_0000 + (n >> 4) % count);
-                    let flow = flow([10, 1, 1, 1].into(), destination.into(), Protocol::UDP, Some((1, 2)));
-                    hits +=
-                        usize::from(matches!(std::hint::black_box(spd.lookup(&flow)), Verdict::Protect(..)));
-                }
-                println!(
-                    "{count} hosts, {nets} nets: {:?} a lookup, {insert:?} an insert, {hits}",
-                    processor_time().saturating_sub(before) / 1_000_000
-                );
-            }
-        }
     }
 
     /// Addresses close together, so that ranges overlap: `10.0.0.x`, `2001:db8::x` and the ends of the spaces.

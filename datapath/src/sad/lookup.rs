@@ -146,16 +146,13 @@ mod tests {
             let mut table = SpiTable::new(64);
             let mut model = Model::new();
             for (protocol, spi, value) in operations {
-                match value {
-                    Some(index) => {
-                        let handle = Handle::new(0, index).unwrap();
-                        table.insert(protocol, Spi(spi), handle);
-                        model.insert((protocol, spi), handle);
-                    }
-                    None => {
-                        table.remove(protocol, Spi(spi));
-                        model.remove(&(protocol, spi));
-                    }
+                if let Some(index) = value {
+                    let handle = Handle::new(0, index).unwrap();
+                    table.insert(protocol, Spi(spi), handle);
+                    model.insert((protocol, spi), handle);
+                } else {
+                    table.remove(protocol, Spi(spi));
+                    model.remove(&(protocol, spi));
                 }
                 for spi in 256..1024 {
                     for protocol in [IpsecProtocol::Esp, IpsecProtocol::Ah] {
