@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use serde_json::Value;
 
 use crate::netns::Netns;
@@ -130,7 +131,7 @@ impl IperfServer {
 
     /// Sends UDP at `rate`, as iperf3 writes it (`20M`).
     pub fn udp(&self, namespace: &Netns, seconds: u32, rate: &str) -> Result<Iperf> {
-        self.run(namespace, seconds, &["-u", "-l", "1200", "-b", rate])
+        self.run(namespace, seconds, &["-u", "-l", "1200", "-b", rate, "-w", "2M"])
     }
 
     fn run(&self, namespace: &Netns, seconds: u32, more: &[&str]) -> Result<Iperf> {
@@ -191,6 +192,8 @@ impl Stream {
     /// Starts sending `rate` datagrams of `size` bytes a second from `from` to `address` in `to`.
     pub fn start(from: &Netns, to: &Netns, address: IpAddr, rate: u32, size: usize) -> Result<Self> {
         let receiver_socket = to.enter(|| Ok(UdpSocket::bind((address, 0))?))?;
+        // Datagrams wait here while a busy machine runs something else: what the network did not lose, the count must not.
+        set_socket_recv_buffer_size_force(&receiver_socket, 8 << 20)?;
         receiver_socket.set_read_timeout(Some(Duration::from_millis(50)))?;
         let target = receiver_socket.local_addr()?;
         let any: SocketAddr = if address.is_ipv4() { "0.0.0.0:0".parse()? } else { "[::]:0".parse()? };

@@ -36,19 +36,19 @@ fn dp_7_control_killed() -> Result<()> {
         let to = inside(Family::V4, 2, 10);
         Ping::default().all(near, to)?;
         let server = IperfServer::start(far, to, topology.dir())?;
-        let stream = Stream::start(near, far, to, 1000, 200)?;
+        let stream = Stream::start(near, far, to, 500, 200)?;
         let (before, datapath) = (sas(topology, "g1")?, topology.node("g1")?.datapath_pid()?);
         ensure!(before.len() == 2, "{before:?}");
         topology.node_mut("g1")?.kill_control()?;
         topology.node_mut("g2")?.kill_control()?;
         // While control is away everything goes on.
-        let iperf = server.udp(topology.ns("h1")?, 2, "10M")?;
+        let iperf = server.udp(topology.ns("h1")?, 2, "2M")?;
         ensure!(iperf.lost_percent == 0.0, "iperf3 lost packets without control: {iperf:?}");
         topology.node_mut("g1")?.start_control()?;
         topology.node_mut("g2")?.start_control()?;
         std::thread::sleep(Duration::from_millis(500));
         let tally = stream.finish()?;
-        ensure!(tally.lost() == 0 && tally.sent > 1500, "{tally:?}");
+        ensure!(tally.lost() == 0 && tally.sent > 700, "{tally:?}");
         let after = sas(topology, "g1")?;
         ensure!(topology.node("g1")?.datapath_pid()? == datapath, "the datapath is another process");
         let names = |sas: &[(String, String, u64)]| {
@@ -71,19 +71,20 @@ fn dp_4_datapath_killed_never_repeats_a_sequence_number() -> Result<()> {
         Ping::default().all(topology.ns("h1")?, to)?;
         let file = topology.dir().join("killed.pcap");
         let capture = Capture::start(topology.ns("wire")?, "g1", "ip proto 50", &file)?;
-        let stream = Stream::start(topology.ns("h1")?, topology.ns("h2")?, to, 2000, 100)?;
+        let stream = Stream::start(topology.ns("h1")?, topology.ns("h2")?, to, 1000, 100)?;
         for _ in 0..2 {
             std::thread::sleep(Duration::from_millis(600));
             let old = topology.node_mut("g1")?.kill_datapath()?;
             topology.node("g1")?.wait_for_another_datapath(old)?;
         }
         std::thread::sleep(Duration::from_millis(600));
-        Ping::default().all(topology.ns("h1")?, to).context("after the datapath came back")?;
         let tally = stream.finish()?;
-        ensure!(tally.duplicates == 0 && tally.received * 2 > tally.sent, "{tally:?}");
+        // How long it was away depends on the machine; that it came back twice does not.
+        ensure!(tally.duplicates == 0 && tally.received > 600, "{tally:?}");
+        Ping::default().all(topology.ns("h1")?, to).context("after the datapath came back")?;
         let mut seen = HashSet::new();
         let rows = fields(&capture.finish()?, "esp", &["ip.src", "esp.spi", "esp.sequence"])?;
-        ensure!(rows.len() > 1000, "only {} packets captured", rows.len());
+        ensure!(rows.len() > 600, "only {} packets captured", rows.len());
         for row in rows {
             ensure!(!row.iter().any(String::is_empty), "tshark read no sequence number: {row:?}");
             ensure!(seen.insert(row.clone()), "sent twice: {row:?}");
