@@ -10,6 +10,8 @@ pub mod core;
 pub mod counters;
 pub mod crypto;
 pub mod egress;
+#[cfg(any(test, feature = "exercise"))]
+pub mod exercise;
 pub mod fib;
 pub mod forward;
 pub mod frame;

@@ -289,7 +289,7 @@ impl Testbed {
     }
 
     /// Packets that came or were made, and packets that left or were dropped: equal, or one was lost without a name.
-    /// Only between turns, and while no packet waits for its neighbour.
+    /// Only between turns; a packet that waits for its neighbour counts as left.
     pub fn balance(&self) -> (u64, u64) {
         let workers = self.workers.borrow();
         let sum =
@@ -300,7 +300,8 @@ impl Testbed {
         let left: u64 = sum(|cells| {
             cells.all_drops() + cells.ports.iter().map(|port| port.transmitted.get()).sum::<u64>()
         });
-        (came, left)
+        let parked: u64 = workers.iter().map(|worker| worker.core.parking.len() as u64).sum();
+        (came, left + parked)
     }
 
     /// Frames that are neither free nor on a wire: zero, or some were lost.
