@@ -239,8 +239,12 @@ impl World {
     /// Packets that B's SAs took as authentic, fresh and theirs.
     fn accepted(&self) -> u64 {
         let workers = self.b.workers.borrow();
-        let inbound = workers.iter().flat_map(|worker| worker.core.inbound.iter_from(0));
-        inbound.filter(|(_, sa)| sa.config.id.0 < 110).map(|(_, sa)| sa.traffic.packets).sum()
+        // Indices are used again, so none is above twice the number of SAs.
+        let places = 0..4 * u32::try_from(KINDS.len()).unwrap();
+        let inbound = workers
+            .iter()
+            .flat_map(|worker| places.clone().filter_map(|index| worker.core.inbound.get(index)));
+        inbound.filter(|sa| sa.config.id.0 < 110).map(|sa| sa.traffic.packets).sum()
     }
 }
 
@@ -307,7 +311,9 @@ impl Run {
             }
             2 => {
                 let packets = seal(&mut world.a, input);
-                packets.iter().for_each(|packet| world.b.push(OUTSIDE, packet));
+                for packet in &packets {
+                    world.b.push(OUTSIDE, packet);
+                }
                 let count = packets.len();
                 self.sealed.extend(packets);
                 count
