@@ -22,7 +22,7 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use ipnet::{IpNet, IpSubnets, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
 use postern_contract::sa::{Action, AddressRange, Policy, PolicyId, Selector};
 use postern_wire::flow::Flow;
-use prefix_trie::PrefixMap;
+use prefix_trie::{Prefix, PrefixMap};
 
 use crate::selectors::Selectors;
 
@@ -50,8 +50,8 @@ pub struct Spd<T> {
     policies: HashTable<u32>,
     /// Rules whose remote range is one address.
     hosts: HashTable<Node>,
-    v4: PrefixMap<Ipv4Net, Node>,
-    v6: PrefixMap<Ipv6Net, Node>,
+    v4: Ranges<Ipv4Net>,
+    v6: Ranges<Ipv6Net>,
     lists: Lists,
     hash: DefaultHashBuilder,
 }
@@ -77,6 +77,69 @@ enum Kind<T> {
 
 const END: u32 = u32::MAX;
 
+/// Nodes by prefix, with the lengths that occur: `PrefixMap::cover` would allocate for each packet.
+#[derive(Clone, Debug)]
+struct Ranges<P: Prefix> {
+    map: PrefixMap<P, Node>,
+    /// How many prefixes have a length; those of all bits are not counted, as nothing is longer.
+    counts: [u32; 128],
+    /// The lengths that are not zero in `counts`, as bits.
+    lengths: u128,
+}
+
+impl<P: Prefix> Default for Ranges<P> {
+    fn default() -> Self {
+        Self { map: PrefixMap::new(), counts: [0; 128], lengths: 0 }
+    }
+}
+
+impl<P: Prefix> Ranges<P> {
+    fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    fn get_mut(&mut self, net: &P) -> Option<&mut Node> {
+        self.map.get_mut(net)
+    }
+
+    /// Enters a prefix that is not there yet.
+    fn insert(&mut self, net: P, node: Node) {
+        let length = net.prefix_len();
+        if let Some(count) = self.counts.get_mut(usize::from(length)) {
+            *count += 1;
+            self.lengths |= 1 << length;
+        }
+        self.map.insert(net, node);
+    }
+
+    fn remove(&mut self, net: &P) {
+        let length = net.prefix_len();
+        if self.map.remove(net).is_some()
+            && let Some(count) = self.counts.get_mut(usize::from(length))
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths &= !(1 << length);
+            }
+        }
+    }
+
+    /// Calls `visit` with the node of every prefix that holds `host`, the longest first.
+    #[inline]
+    fn cover(&self, host: P, mut visit: impl FnMut(Node)) {
+        let mut net = host;
+        while let Some((found, node)) = self.map.get_lpm(&net) {
+            visit(*node);
+            // The longest length that occurs below the one found; 128 is not among the bits, and shifts them all out.
+            let shorter = self.lengths & !u128::MAX.checked_shl(found.prefix_len().into()).unwrap_or(0);
+            let Some(length) = shorter.checked_ilog2().and_then(|length| u8::try_from(length).ok()) else {
+                return;
+            };
+            net = P::from_repr_len(found.repr(), length);
+        }
+    }
+}
+
 // A million host policies are to fit beside a million SAs.
 const _: () = assert!(size_of::<Rule<u32>>() <= 64);
 
@@ -101,8 +164,8 @@ impl<T: Copy> Spd<T> {
             free: Vec::new(),
             policies: HashTable::new(),
             hosts: HashTable::new(),
-            v4: PrefixMap::new(),
-            v6: PrefixMap::new(),
+            v4: Ranges::default(),
+            v6: Ranges::default(),
             lists: Lists::default(),
             hash: DefaultHashBuilder::default(),
         }
@@ -189,14 +252,10 @@ impl<T: Copy> Spd<T> {
         }
         match flow.destination {
             IpAddr::V4(address) if !self.v4.is_empty() => {
-                for node in self.v4.cover_values(&Ipv4Net::from(address)) {
-                    self.scan(*node, flow, &mut best);
-                }
+                self.v4.cover(Ipv4Net::from(address), |node| self.scan(node, flow, &mut best));
             }
             IpAddr::V6(address) if !self.v6.is_empty() => {
-                for node in self.v6.cover_values(&Ipv6Net::from(address)) {
-                    self.scan(*node, flow, &mut best);
-                }
+                self.v6.cover(Ipv6Net::from(address), |node| self.scan(node, flow, &mut best));
             }
             _ => {}
         }
