@@ -104,6 +104,7 @@ pub struct Options {
     /// ESP SAs get an AH SA around them.
     pub bundle: bool,
     pub workers: usize,
+    pub frames: u32,
 }
 
 impl Default for Options {
@@ -122,6 +123,7 @@ impl Default for Options {
             mtu: 1500,
             bundle: false,
             workers: 1,
+            frames: 1024,
         }
     }
 }
@@ -259,7 +261,8 @@ impl Pair {
         // In transport mode the gateways are the hosts.
         let host = options.mode == Mode::Transport;
         let bed = |layout: Layout, name: &str| {
-            let layout = Layout { mtu: options.mtu, workers: options.workers, host, ..layout };
+            let layout =
+                Layout { mtu: options.mtu, workers: options.workers, frames: options.frames, host, ..layout };
             Testbed::new(&layout, &state.path().join(name)).unwrap()
         };
         let (mut a, mut b) = (bed(Layout::default(), "a"), bed(layout_b(), "b"));
