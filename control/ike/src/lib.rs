@@ -1,0 +1,19 @@
+//! IKE (RFC 7296) without I/O: no clock, no random source and no socket is in here; time, randomness and datagrams are
+//! arguments, and what is to be done comes out as an ordered queue of outputs (DESIGN decision 10).
+//!
+//! ```text
+//! datagram ─► Endpoint ─► SA by SPIs, else admission ─► Channel (window, fragments, open) ─► v2 (verify, then commit)
+//!    timeouts, commands ──────────────────────────────────────────────────────────────────┘        │
+//!                                        Output: Transmit, Compute, Install, Retire, Report ◄──────┘
+//! ```
+//!
+//! What takes long (key exchange, signatures, certificate paths) is a job: a value that anyone can run on any
+//! thread and whose result is handed back.
+#![forbid(unsafe_code)]
+
+pub mod message;
+pub mod random;
+pub mod secret;
+
+pub use random::Random;
+pub use secret::Secret;

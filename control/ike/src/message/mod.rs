@@ -1,0 +1,202 @@
+//! IKEv2 messages (RFC 7296 section 3): the header, the chain of payloads, and each payload as a value.
+//!
+//! `parse::chain` reads any bytes without a panic and gives owned payloads;
+//! `emit::chain` is its inverse. What is inside an Encrypted payload is a chain of its own, read once
+//! it has been opened (`crypto::sk`).
+
+pub mod registry;
+
+use core::fmt;
+use core::net::IpAddr;
+use core::ops::RangeInclusive;
+
+use registry::{
+    AuthMethod, CertEncoding, CfgAttribute, CfgType, ExchangeType, IdType, KeMethod, NotifyType, PayloadType,
+    ProtocolId, TransformType,
+};
+
+/// An IKE SA's SPI of one side; 0 while unknown.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct IkeSpi(pub u64);
+
+impl IkeSpi {
+    /// Not yet chosen.
+    pub const NONE: Self = Self(0);
+}
+
+impl fmt::Debug for IkeSpi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Display for IkeSpi {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What the fixed header says (section 3.1), the length and the first payload's type aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// SPI of the original initiator.
+    pub spi_i: IkeSpi,
+    /// SPI of the original responder.
+    pub spi_r: IkeSpi,
+    /// Exchange.
+    pub exchange: ExchangeType,
+    /// Flag I: sent by the original initiator of the IKE SA.
+    pub from_initiator: bool,
+    /// Flag R: a response.
+    pub response: bool,
+    /// Message ID.
+    pub message_id: u32,
+}
+
+/// One payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// Security Association.
+    Sa(Vec<Proposal>),
+    /// Key Exchange.
+    Ke(KeyExchangeData),
+    /// Identification of the initiator.
+    IdI(IdData),
+    /// Identification of the responder.
+    IdR(IdData),
+    /// Certificate.
+    Cert {
+        /// Encoding of `data`.
+        encoding: CertEncoding,
+        /// The certificate.
+        data: Vec<u8>,
+    },
+    /// Certificate Request.
+    CertReq {
+        /// Encoding that is asked for.
+        encoding: CertEncoding,
+        /// SHA-1 hashes, 20 bytes each, of the Subject Public Key Info of trusted CAs.
+        authorities: Vec<u8>,
+    },
+    /// Authentication.
+    Auth {
+        /// Method.
+        method: AuthMethod,
+        /// Authentication data.
+        data: Vec<u8>,
+    },
+    /// Nonce, 16 to 256 bytes.
+    Nonce(Vec<u8>),
+    /// Notify.
+    Notify(Notify),
+    /// Delete.
+    Delete {
+        /// Protocol of the SAs.
+        protocol: ProtocolId,
+        /// SPIs of 4 bytes; empty for the IKE SA.
+        spis: Vec<u32>,
+    },
+    /// Vendor ID.
+    VendorId(Vec<u8>),
+    /// Traffic selectors of the initiator's side.
+    TsI(Vec<TrafficSelector>),
+    /// Traffic selectors of the responder's side.
+    TsR(Vec<TrafficSelector>),
+    /// Configuration.
+    Cp(Configuration),
+    /// An EAP message (RFC 3748), from its code on.
+    Eap(Vec<u8>),
+    /// A type that is not known here.
+    Unknown {
+        /// The type.
+        kind: PayloadType,
+        /// The critical bit.
+        critical: bool,
+    },
+}
+
+/// Body of a Key Exchange payload (section 3.4).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyExchangeData {
+    /// Method.
+    pub method: KeMethod,
+    /// Public value.
+    pub data: Vec<u8>,
+}
+
+/// Body of an Identification payload (section 3.5).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct IdData {
+    /// Type.
+    pub kind: IdType,
+    /// Identification data.
+    pub data: Vec<u8>,
+}
+
+/// Body of a Notify payload (section 3.10).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notify {
+    /// Protocol of the SA that it is about; NONE if about none or about the IKE SA it comes in.
+    pub protocol: ProtocolId,
+    /// Its SPI, as a rule empty or 4 bytes.
+    pub spi: Vec<u8>,
+    /// Type.
+    pub kind: NotifyType,
+    /// Notification data.
+    pub data: Vec<u8>,
+}
+
+impl Notify {
+    /// One about no SA.
+    pub fn new(kind: NotifyType, data: impl Into<Vec<u8>>) -> Self {
+        Self { protocol: ProtocolId::NONE, spi: Vec::new(), kind, data: data.into() }
+    }
+}
+
+/// One proposal (section 3.3.1).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proposal {
+    /// Number, from 1.
+    pub number: u8,
+    /// Protocol.
+    pub protocol: ProtocolId,
+    /// The sender's SPI: none in IKE_SA_INIT, 8 bytes when an IKE SA is rekeyed, 4 for ESP and AH.
+    pub spi: Vec<u8>,
+    /// Transforms.
+    pub transforms: Vec<Transform>,
+}
+
+/// One transform (section 3.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Transform {
+    /// Type.
+    pub kind: TransformType,
+    /// ID within the type.
+    pub id: u16,
+    /// Key Length attribute in bits.
+    pub key_length: Option<u16>,
+    /// It has an attribute that is not known here, and cannot be chosen (section 3.3.6).
+    pub unknown_attribute: bool,
+}
+
+/// One traffic selector (section 3.13.1).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TrafficSelector {
+    /// First address.
+    pub start: IpAddr,
+    /// Last address, of the same family and not below `start`.
+    pub end: IpAddr,
+    /// Upper-layer protocol; 0 is any.
+    pub protocol: u8,
+    /// Ports; for ICMP type * 256 + code. The full range is any; 65535 to 0, "opaque", reads as an empty range.
+    pub ports: RangeInclusive<u16>,
+}
+
+/// Body of a Configuration payload (section 3.15).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    /// Type.
+    pub kind: CfgType,
+    /// Attributes in order.
+    pub attributes: Vec<(CfgAttribute, Vec<u8>)>,
+}
