@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod message;
+pub mod negotiate;
 pub mod random;
 pub mod secret;
 

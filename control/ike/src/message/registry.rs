@@ -99,6 +99,8 @@ registry! {
     }
     /// Transform type 1.
     EncrId(u16) {
+        /// Reserved; here: no encryption, as in AH.
+        NONE = 0,
         NULL = 11,
         AES_CBC = 12,
         AES_GCM_16 = 20,
