@@ -13,6 +13,7 @@ pub mod config;
 pub mod datapath;
 pub mod desired;
 mod digest;
+pub mod ike;
 pub mod show;
 pub mod state;
 pub mod table;

@@ -1,0 +1,4 @@
+//! IKE in the daemon: the endpoint of the crate `postern-ike` runs as one task beside the datapath's supervisor and takes
+//! its orders by [`api`].
+
+pub mod api;
