@@ -11,10 +11,15 @@
 //! thread and whose result is handed back.
 #![forbid(unsafe_code)]
 
+pub mod admission;
+pub mod ignored;
 pub mod message;
 pub mod negotiate;
+pub mod pool;
 pub mod random;
 pub mod secret;
+pub mod settings;
+pub mod timers;
 
 pub use random::Random;
 pub use secret::Secret;
