@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::auth::certificate::{CertificateError, PeerKey, Trust};
+use crate::auth::certificate::{CertificateError, PeerKey, Presented, Trust};
 use crate::auth::signature::{Signature, SignatureError, SigningKey};
 use crate::crypto::ke::{KeError, KeyExchange};
 use crate::message::registry::{HashId, KeMethod};
@@ -48,8 +48,8 @@ pub enum Job {
     Verify {
         /// What to trust.
         trust: Arc<Trust>,
-        /// The peer's certificates, its own first, and CRLs it sent.
-        certificates: Vec<Vec<u8>>,
+        /// The certificates and CRLs that the peer sent.
+        presented: Presented,
         /// The identity that it claims, which the certificate has to hold.
         identity: crate::auth::identity::Identity,
         /// Its signature.
@@ -86,8 +86,8 @@ impl Job {
             }
             Self::Agree { own, public } => Done::Agreed(own.agree(&public)),
             Self::Sign { key, hashes, octets } => Done::Signed(key.sign(&hashes, &octets)),
-            Self::Verify { trust, certificates, identity, signature, octets, at } => {
-                Done::Verified(trust.verify(&certificates, &identity, &signature, &octets, at))
+            Self::Verify { trust, presented, identity, signature, octets, at } => {
+                Done::Verified(trust.verify(&presented, &identity, &signature, &octets, at))
             }
         }
     }

@@ -1,0 +1,396 @@
+//! Signatures of the AUTH payload: RFC 7427's "Digital Signature" with RSA (PKCS#1 v1.5 and PSS), ECDSA and Ed25519
+//! (RFC 8420), and the older methods of RFC 7296 and RFC 4754 for peers that announce no hash algorithms.
+//!
+//! Signing chooses by what the peer announced; verifying takes what the peer names, if the key and this side's policy
+//! allow it.
+
+use core::fmt;
+
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature as algorithm;
+use aws_lc_rs::signature::{
+    EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaKeyPair, UnparsedPublicKey, VerificationAlgorithm,
+};
+use x509_cert::der::asn1::{AnyRef, ContextSpecific, ObjectIdentifier, UintRef};
+use x509_cert::der::{Decode, Encode, Reader, SliceReader, TagNumber};
+use x509_cert::spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
+use zeroize::Zeroizing;
+
+use crate::message::registry::{AuthMethod, HashId};
+
+const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
+const MGF1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.8");
+const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
+const ED25519: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.101.112");
+
+/// Hash algorithms that this side takes, for SIGNATURE_HASH_ALGORITHMS. SHA-1 is not one of them.
+pub const fn hashes() -> &'static [HashId] {
+    &[HashId::SHA2_256, HashId::SHA2_384, HashId::SHA2_512, HashId::IDENTITY]
+}
+
+/// What an AUTH payload says that is not a shared key's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// Method.
+    pub method: AuthMethod,
+    /// Authentication data.
+    pub data: Vec<u8>,
+}
+
+/// Why something could not be signed, or a signature is not good.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureError {
+    /// The peer's hash algorithms do not fit the own key.
+    #[error("the peer takes {accepted}; a key of type {key} signs with {needed}")]
+    NoHash {
+        /// Type of the own key.
+        key: KeyKind,
+        /// What it needs.
+        needed: &'static str,
+        /// What the peer takes.
+        accepted: String,
+    },
+    /// Without RFC 7427, RSA means SHA-1, which is not signed here.
+    #[error(
+        "the peer does not announce hash algorithms (RFC 7427), so that an RSA key would have to sign SHA-1, which is not done; \
+         use a newer peer, or an ECDSA key"
+    )]
+    OnlySha1,
+    /// The library failed.
+    #[error("the signature could not be computed")]
+    Internal,
+    /// The authentication method is no signature, or none that is known here.
+    #[error("authentication method {0} is not supported for certificates")]
+    Method(AuthMethod),
+    /// The method does not fit the key in the certificate.
+    #[error("it is made by {used}, but the certificate has a key of type {key}")]
+    Mismatch {
+        /// Method or algorithm.
+        used: String,
+        /// Type of the key in the certificate.
+        key: KeyKind,
+    },
+    /// The certificate's key is of an unknown type.
+    #[error("the certificate has a key of unsupported type {0}")]
+    Key(String),
+    /// RFC 7427's algorithm is unknown.
+    #[error("its algorithm {0} is not supported")]
+    Algorithm(String),
+    /// The policy does not allow SHA-1.
+    #[error("it is made with SHA-1, which is not allowed")]
+    Sha1,
+    /// The authentication data cannot be read.
+    #[error("its algorithm identifier cannot be read")]
+    Malformed,
+    /// It is not the signature of this exchange by this key.
+    #[error(
+        "it does not verify with the certificate's key; is the peer's private key the one of its certificate?"
+    )]
+    Wrong,
+}
+
+/// Types of keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// RSA.
+    Rsa,
+    /// ECDSA on P-256.
+    P256,
+    /// ECDSA on P-384.
+    P384,
+    /// ECDSA on P-521.
+    P521,
+    /// Ed25519.
+    Ed25519,
+}
+
+impl KeyKind {
+    /// Its curve's OID.
+    fn of_curve(curve: ObjectIdentifier) -> Option<Self> {
+        CURVES.iter().find(|entry| entry.oid == curve).map(|entry| entry.kind)
+    }
+}
+
+impl fmt::Display for KeyKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rsa => "RSA",
+            Self::P256 => "ECDSA P-256",
+            Self::P384 => "ECDSA P-384",
+            Self::P521 => "ECDSA P-521",
+            Self::Ed25519 => "Ed25519",
+        })
+    }
+}
+
+/// What belongs to a curve: RFC 4754 binds one hash to each.
+struct Curve {
+    kind: KeyKind,
+    oid: ObjectIdentifier,
+    classic: AuthMethod,
+    fixed: &'static algorithm::EcdsaVerificationAlgorithm,
+    signing: &'static algorithm::EcdsaSigningAlgorithm,
+    hash: HashId,
+    hash_name: &'static str,
+    /// AlgorithmIdentifier of RFC 7427 appendix A.3.
+    identifier: &'static [u8],
+}
+
+static CURVES: [Curve; 3] = [
+    Curve {
+        kind: KeyKind::P256,
+        oid: ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7"),
+        classic: AuthMethod::ECDSA_SHA256_P256,
+        fixed: &algorithm::ECDSA_P256_SHA256_FIXED,
+        signing: &algorithm::ECDSA_P256_SHA256_FIXED_SIGNING,
+        hash: HashId::SHA2_256,
+        hash_name: "SHA-256",
+        identifier: &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02],
+    },
+    Curve {
+        kind: KeyKind::P384,
+        oid: ObjectIdentifier::new_unwrap("1.3.132.0.34"),
+        classic: AuthMethod::ECDSA_SHA384_P384,
+        fixed: &algorithm::ECDSA_P384_SHA384_FIXED,
+        signing: &algorithm::ECDSA_P384_SHA384_FIXED_SIGNING,
+        hash: HashId::SHA2_384,
+        hash_name: "SHA-384",
+        identifier: &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03],
+    },
+    Curve {
+        kind: KeyKind::P521,
+        oid: ObjectIdentifier::new_unwrap("1.3.132.0.35"),
+        classic: AuthMethod::ECDSA_SHA512_P521,
+        fixed: &algorithm::ECDSA_P521_SHA512_FIXED,
+        signing: &algorithm::ECDSA_P521_SHA512_FIXED_SIGNING,
+        hash: HashId::SHA2_512,
+        hash_name: "SHA-512",
+        identifier: &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x04],
+    },
+];
+
+/// What belongs to a hash algorithm that RSA signs with.
+struct RsaHash {
+    hash: HashId,
+    /// OID of the hash, for PSS parameters.
+    oid: ObjectIdentifier,
+    /// Bytes of its output; RFC 7427 section 5 has a PSS salt as long.
+    length: u8,
+    pkcs1: &'static algorithm::RsaParameters,
+    pss: &'static algorithm::RsaParameters,
+    pkcs1_signing: &'static algorithm::RsaSignatureEncoding,
+    pss_signing: &'static algorithm::RsaSignatureEncoding,
+    pkcs1_oid: ObjectIdentifier,
+}
+
+static RSA_HASHES: [RsaHash; 3] = [
+    RsaHash {
+        hash: HashId::SHA2_256,
+        oid: ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1"),
+        length: 32,
+        pkcs1: &algorithm::RSA_PKCS1_2048_8192_SHA256,
+        pss: &algorithm::RSA_PSS_2048_8192_SHA256,
+        pkcs1_signing: &algorithm::RSA_PKCS1_SHA256,
+        pss_signing: &algorithm::RSA_PSS_SHA256,
+        pkcs1_oid: ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11"),
+    },
+    RsaHash {
+        hash: HashId::SHA2_384,
+        oid: ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.2"),
+        length: 48,
+        pkcs1: &algorithm::RSA_PKCS1_2048_8192_SHA384,
+        pss: &algorithm::RSA_PSS_2048_8192_SHA384,
+        pkcs1_signing: &algorithm::RSA_PKCS1_SHA384,
+        pss_signing: &algorithm::RSA_PSS_SHA384,
+        pkcs1_oid: ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.12"),
+    },
+    RsaHash {
+        hash: HashId::SHA2_512,
+        oid: ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.3"),
+        length: 64,
+        pkcs1: &algorithm::RSA_PKCS1_2048_8192_SHA512,
+        pss: &algorithm::RSA_PSS_2048_8192_SHA512,
+        pkcs1_signing: &algorithm::RSA_PKCS1_SHA512,
+        pss_signing: &algorithm::RSA_PSS_SHA512,
+        pkcs1_oid: ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13"),
+    },
+];
+const RSA_SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.5");
+const ECDSA_SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.1");
+
+/// A private key. Its memory is the library's, which wipes it; `Debug` shows the type only.
+pub struct SigningKey {
+    key: PrivateKey,
+    pss: bool,
+}
+
+enum PrivateKey {
+    Rsa(RsaKeyPair),
+    Ecdsa(EcdsaKeyPair, &'static Curve),
+    Ed25519(Ed25519KeyPair),
+}
+
+/// Why bytes are no private key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyFormatError {
+    /// Neither PKCS#8, PKCS#1 nor SEC1 of a known type.
+    #[error(
+        "it holds no private key of a supported type (RSA of 2048 to 8192 bits, ECDSA P-256, P-384, P-521, Ed25519)"
+    )]
+    Unsupported,
+}
+
+impl SigningKey {
+    /// Reads DER: PKCS#8, PKCS#1 (RSA) or SEC1 (ECDSA).
+    pub fn from_der(der: &[u8]) -> Result<Self, KeyFormatError> {
+        let rsa =
+            || RsaKeyPair::from_pkcs8(der).or_else(|_| RsaKeyPair::from_der(der)).ok().map(PrivateKey::Rsa);
+        let ed25519 = || Ed25519KeyPair::from_pkcs8_maybe_unchecked(der).ok().map(PrivateKey::Ed25519);
+        let ecdsa = || {
+            CURVES.iter().find_map(|curve| {
+                EcdsaKeyPair::from_pkcs8(curve.signing, der)
+                    .or_else(|_| EcdsaKeyPair::from_private_key_der(curve.signing, der))
+                    .ok()
+                    .map(|key| PrivateKey::Ecdsa(key, curve))
+            })
+        };
+        let key = ecdsa().or_else(ed25519).or_else(rsa).ok_or(KeyFormatError::Unsupported)?;
+        Ok(Self { key, pss: false })
+    }
+
+    /// Makes an RSA key sign with PSS instead of PKCS#1 v1.5 (RFC 7427 only). Other keys do not care.
+    #[must_use]
+    pub const fn with_pss(mut self) -> Self {
+        self.pss = true;
+        self
+    }
+
+    /// Its type.
+    pub const fn kind(&self) -> KeyKind {
+        match &self.key {
+            PrivateKey::Rsa(_) => KeyKind::Rsa,
+            PrivateKey::Ecdsa(_, curve) => curve.kind,
+            PrivateKey::Ed25519(_) => KeyKind::Ed25519,
+        }
+    }
+
+    /// Whether it is the private key of the certificate with this Subject Public Key Info (DER).
+    pub fn fits(&self, spki: &[u8]) -> bool {
+        let der = match &self.key {
+            PrivateKey::Rsa(key) => AsDer::<PublicKeyX509Der<'_>>::as_der(key.public_key()),
+            PrivateKey::Ecdsa(key, _) => AsDer::<PublicKeyX509Der<'_>>::as_der(key.public_key()),
+            PrivateKey::Ed25519(key) => AsDer::<PublicKeyX509Der<'_>>::as_der(key.public_key()),
+        };
+        der.is_ok_and(|der| der.as_ref() == spki)
+    }
+
+    /// Signs `octets`, with an algorithm that a peer takes that announced `hashes`.
+    pub fn sign(&self, hashes: &[HashId], octets: &[u8]) -> Result<Signature, SignatureError> {
+        match &self.key {
+            PrivateKey::Rsa(key) => self.sign_rsa(key, hashes, octets),
+            PrivateKey::Ecdsa(key, curve) => sign_ecdsa(key, curve, hashes, octets),
+            PrivateKey::Ed25519(key) if hashes.contains(&HashId::IDENTITY) => {
+                let signature = key.try_sign(octets).map_err(|_| SignatureError::Internal)?;
+                digital(&identifier(ED25519, None)?, signature.as_ref())
+            }
+            PrivateKey::Ed25519(_) => Err(self.no_hash("the identity hash (RFC 8420)", hashes)),
+        }
+    }
+
+    fn sign_rsa(
+        &self,
+        key: &RsaKeyPair,
+        hashes: &[HashId],
+        octets: &[u8],
+    ) -> Result<Signature, SignatureError> {
+        if hashes.is_empty() {
+            return Err(SignatureError::OnlySha1);
+        }
+        // As strong as the modulus (NIST SP 800-57), else whatever is common.
+        let preferred = match key.public_modulus_len() {
+            0..384 => HashId::SHA2_256,
+            384..960 => HashId::SHA2_384,
+            _ => HashId::SHA2_512,
+        };
+        let hash = RSA_HASHES
+            .iter()
+            .filter(|entry| hashes.contains(&entry.hash))
+            .min_by_key(|entry| (entry.hash != preferred, entry.hash))
+            .ok_or_else(|| self.no_hash("SHA-256, SHA-384 or SHA-512", hashes))?;
+        let (encoding, identifier) = if self.pss {
+            (hash.pss_signing, identifier(RSA_PSS, Some(&pss_parameters(hash)?))?)
+        } else {
+            (hash.pkcs1_signing, identifier(hash.pkcs1_oid, Some(&NULL))?)
+        };
+        let mut signature = vec![0; key.public_modulus_len()];
+        key.sign(encoding, &SystemRandom::new(), octets, &mut signature)
+            .map_err(|_| SignatureError::Internal)?;
+        digital(&identifier, &signature)
+    }
+
+    fn no_hash(&self, needed: &'static str, hashes: &[HashId]) -> SignatureError {
+        let accepted = if hashes.is_empty() {
+            "no hash algorithms at all (it lacks RFC 7427)".to_owned()
+        } else {
+            hashes.iter().take(16).map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        };
+        SignatureError::NoHash { key: self.kind(), needed, accepted }
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({})", self.kind())
+    }
+}
+
+/// RFC 7427 if the peer announced the curve's hash, else the method of RFC 4754, which names its hash itself.
+fn sign_ecdsa(
+    key: &EcdsaKeyPair,
+    curve: &Curve,
+    hashes: &[HashId],
+    octets: &[u8],
+) -> Result<Signature, SignatureError> {
+    let fixed = key.sign(&SystemRandom::new(), octets).map_err(|_| SignatureError::Internal)?;
+    if !hashes.contains(&curve.hash) {
+        return Ok(Signature { method: curve.classic, data: fixed.as_ref().to_vec() });
+    }
+    let (r, s) = fixed.as_ref().split_at_checked(fixed.as_ref().len() / 2).ok_or(SignatureError::Internal)?;
+    let encode = || {
+        let (r, s) = (UintRef::new(r)?.to_der()?, UintRef::new(s)?.to_der()?);
+        AnyRef::new(x509_cert::der::Tag::Sequence, &[r, s].concat())?.to_der()
+    };
+    digital(curve.identifier, &encode().map_err(|_| SignatureError::Internal)?)
+}
+
+/// RFC 7427 section 3: length of the AlgorithmIdentifier, the identifier, the signature.
+fn digital(identifier: &[u8], signature: &[u8]) -> Result<Signature, SignatureError> {
+    let length = u8::try_from(identifier.len()).map_err(|_| SignatureError::Internal)?;
+    Ok(Signature { method: AuthMethod::DIGITAL_SIGNATURE, data: [&[length], identifier, signature].concat() })
+}
+
+const NULL: [u8; 2] = [0x05, 0x00];
+
+fn identifier(oid: ObjectIdentifier, parameters: Option<&[u8]>) -> Result<Vec<u8>, SignatureError> {
+    let encode = || {
+        let body = [&oid.to_der()?, parameters.unwrap_or_default()].concat();
+        AnyRef::new(x509_cert::der::Tag::Sequence, &body)?.to_der()
+    };
+    encode().map_err(|_: x509_cert::der::Error| SignatureError::Internal)
+}
+
+/// RSASSA-PSS-params of RFC 8017 appendix A.2.3, as RFC 7427 appendix A.4 writes them.
+fn pss_parameters(hash: &RsaHash) -> Result<Vec<u8>, SignatureError> {
+    let digest = identifier(hash.oid, Some(&NULL))?;
+    let mask = identifier(MGF1, Some(&digest))?;
+    let tagged = |number: u8, body: &[u8]| -> Result<Vec<u8>, SignatureError> {
+        let length = u8::try_from(body.len()).map_err(|_| SignatureError::Internal)?;
+        Ok([&[0xa0 | number, length], body].concat())
+    };
+    let body = [tagged(0, &digest)?, tagged(1, &mask)?, tagged(2, &[0x02, 0x01, hash.length])?].concat();
+    AnyRef::new(x509_cert::der::Tag::Sequence, &body)
+        .and_then(|sequence| sequence.to_der())
+        .map_err(|_| SignatureError::Internal)
+}
