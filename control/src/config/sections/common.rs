@@ -1,0 +1,99 @@
+//! What several sections have: selectors, header fields, UDP encapsulation.
+
+use core::ops::RangeInclusive;
+
+use postern_contract::sa::{AddressRange, DfPolicy, DscpPolicy, PathPolicy, Selector, UdpEncap};
+use postern_wire::ids::{PORT_NATT, Protocol};
+
+use super::Context;
+use super::values::Ports;
+use crate::config::reader::{Located, Net, Table};
+
+impl Context<'_> {
+    /// Every pair of one family.
+    pub(super) fn selectors(
+        &self,
+        table: &Table<'_, '_>,
+        local: &[AddressRange],
+        remote: &[AddressRange],
+        upper: &Upper,
+    ) -> Vec<Selector> {
+        let pairs = local.iter().flat_map(|l| remote.iter().map(move |r| (*l, *r)));
+        let selectors: Vec<Selector> = pairs
+            .filter(|(local, remote)| local.start.is_ipv4() == remote.start.is_ipv4())
+            .map(|(local, remote)| Selector {
+                local,
+                remote,
+                protocol: upper.protocol,
+                local_ports: upper.local_ports.clone(),
+                remote_ports: upper.remote_ports.clone(),
+            })
+            .collect();
+        if selectors.is_empty() {
+            self.report.error(
+                table.span.clone(),
+                &table.path_of(if table.has("local_net") { "local_net" } else { "local" }),
+                "the networks of the two sides have no address family in common, so nothing would ever match",
+            );
+        }
+        selectors
+    }
+}
+
+/// Upper-layer part of selectors.
+pub(super) struct Upper {
+    pub(super) protocol: Option<Protocol>,
+    pub(super) local_ports: RangeInclusive<u16>,
+    pub(super) remote_ports: RangeInclusive<u16>,
+}
+
+pub(super) fn encapsulation(mut table: Table<'_, '_>) -> UdpEncap {
+    let encap = UdpEncap {
+        local_port: table.or("local_port", PORT_NATT),
+        remote_port: table.or("remote_port", PORT_NATT),
+    };
+    if encap.local_port == 0 || encap.remote_port == 0 {
+        table.error(table.span.clone(), "", "ports are 1 to 65535");
+    }
+    table.finish();
+    encap
+}
+
+pub(super) fn path(table: &mut Table<'_, '_>) -> PathPolicy {
+    let mtu = table.get::<u16>("mtu");
+    if let Some(found) = &mtu
+        && found.value < 296
+    {
+        table.error(found.span.clone(), "mtu", "expected at least 296 bytes");
+    }
+    PathPolicy {
+        df: table.or("df", DfPolicy::Copy),
+        dscp: table.or("dscp", DscpPolicy::Copy),
+        ecn: table.or("ecn", true),
+        mtu: mtu.map(|found| found.value),
+        mss_clamp: table.or("mss_clamp", true),
+    }
+}
+
+pub(super) fn upper_layer(table: &mut Table<'_, '_>) -> Upper {
+    let protocol = table.get::<Protocol>("protocol");
+    let local_ports = table.get::<Ports>("local_ports");
+    let remote_ports = table.get::<Ports>("remote_ports");
+    let ports = local_ports.as_ref().map(|found| ("local_ports", found));
+    if let Some((key, found)) = ports.or(remote_ports.as_ref().map(|found| ("remote_ports", found)))
+        && protocol.is_none()
+        && !table.has("protocol")
+    {
+        table.error(found.span.clone(), key, "ports need a `protocol`, for example protocol = \"tcp\"");
+    }
+    let range = |ports: Option<Located<Ports>>| ports.map_or(0..=u16::MAX, |found| found.value.0);
+    Upper {
+        protocol: protocol.map(|found| found.value),
+        local_ports: range(local_ports),
+        remote_ports: range(remote_ports),
+    }
+}
+
+pub(super) fn ranges(nets: Vec<Net>) -> Vec<AddressRange> {
+    nets.into_iter().map(|Net(range)| range).collect()
+}
