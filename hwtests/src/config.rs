@@ -3,12 +3,15 @@
 //! The types mirror the file's layout (README, "Configuration"); what is left out of a value is left out of the
 //! file, so the defaults under test are Postern's own.
 
+pub mod ike;
+
 use std::io::Read;
 use std::net::IpAddr;
 
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::config::ike::{Connection, Ike, Pool};
 use crate::oracle::{OracleSa, hex};
 
 /// The whole file.
@@ -18,6 +21,15 @@ pub struct Config {
     pub datapath: Datapath,
     /// `[control]`.
     pub control: Control,
+    /// `[ike]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ike: Option<Ike>,
+    /// `[[pool]]`.
+    #[serde(rename = "pool", skip_serializing_if = "Vec::is_empty")]
+    pub pools: Vec<Pool>,
+    /// `[[connection]]`.
+    #[serde(rename = "connection", skip_serializing_if = "Vec::is_empty")]
+    pub connections: Vec<Connection>,
     /// `[[tunnel]]`.
     #[serde(rename = "tunnel", skip_serializing_if = "Vec::is_empty")]
     pub tunnels: Vec<Tunnel>,

@@ -13,6 +13,7 @@ pub mod node;
 pub mod oracle;
 pub mod packet;
 pub mod peer;
+pub mod pki;
 pub mod process;
 pub mod topology;
 pub mod traffic;

@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use postern_hwtests::capture::{Capture, fields};
+use postern_hwtests::config::ike::Link;
 use postern_hwtests::netns;
-use postern_hwtests::peer::{Peer, PeerConfig};
+use postern_hwtests::peer::{Options, Peer, Version};
 use postern_hwtests::topology::{Family, Kind, Topology, inside, inside_net};
 use postern_hwtests::traffic::{IperfServer, Ping, Stream};
 
@@ -54,22 +55,29 @@ fn measurements_and_tidying() -> Result<()> {
     Ok(())
 }
 
-/// Two strongSwans agree, carry a ping, and the keys can be read (groundwork of DP-3 and IKE-5).
+/// Two strongSwans of each version agree, carry a ping, and the keys can be read (groundwork of DP-3 and IKE-5).
 #[test]
 fn strongswan_peers() -> Result<()> {
-    let topology = Topology::build(Kind::Pair)?;
-    let (left, right) = topology.outer(Family::V4);
-    let nets = (inside_net(Family::V4, 1), inside_net(Family::V4, 2));
-    let config =
-        PeerConfig { local: left, remote: right, local_net: nets.0, remote_net: nets.1, esp: "aes128gcm16" };
-    let a = Peer::start(topology.ns("g1")?, "swan-a", topology.dir(), &config)?;
-    let b = Peer::start(topology.ns("g2")?, "swan-b", topology.dir(), &config.mirrored())?;
-    a.initiate()?;
-    let sa = a.child_sa()?;
-    ensure!(
-        sa.initiator.0.len() == 20 && sa.responder.0.len() == 20 && sa.initiator != sa.responder,
-        "{sa:?}"
-    );
-    Ping::default().all(topology.ns("h1")?, inside(Family::V4, 2, 10)).with_context(|| b.log())?;
-    b.kill()
+    for version in Version::ALL {
+        let topology = Topology::build(Kind::Pair)?;
+        let nets = (inside_net(Family::V4, 1), inside_net(Family::V4, 2));
+        let link = Link::new("net", topology.outer(Family::V4), nets);
+        let options = Options { log: "chd = 4".to_owned(), ..Options::new(version) };
+        let a = Peer::start(topology.ns("g1")?, "swan-a", topology.dir(), &options)?;
+        let b = Peer::start(topology.ns("g2")?, "swan-b", topology.dir(), &options)?;
+        a.load(&[link.left()], &[])?;
+        b.load(&[link.right()], &[])?;
+        a.initiate("net", "net")?;
+        let keys = a.child_keys("net")?;
+        ensure!(
+            keys.initiator.0.len() == 20 && keys.responder.0.len() == 20 && keys.initiator != keys.responder,
+            "{keys:?}"
+        );
+        Ping::default().all(topology.ns("h1")?, inside(Family::V4, 2, 10)).with_context(|| b.log())?;
+        let sa = b.settled("net")?;
+        let encap = version == Version::V5;
+        ensure!(!sa.initiator && sa.children.iter().all(|child| child.encap == encap), "{sa:?}");
+        b.kill()?;
+    }
+    Ok(())
 }

@@ -2,24 +2,27 @@
 //! CHILD_SA, with its keys and with sequence numbers far ahead of those used.
 
 use anyhow::{Context, Result};
+use postern_hwtests::config::ike::Link;
 use postern_hwtests::config::{AES128GCM, ESP_SUITES, Pair, Suite};
-use postern_hwtests::peer::{ChildSa, Peer, PeerConfig};
+use postern_hwtests::peer::{ChildKeys, Options, Peer, Version};
 use postern_hwtests::topology::{Family, Kind, Topology, gateway_config, inside, inside_net};
 use postern_hwtests::traffic::{IperfServer, Ping};
 
 /// Two strongSwans carry traffic; then Postern takes the place of the initiator or of the responder.
 fn take_over(suite: Suite, initiator: bool) -> Result<()> {
     let mut topology = Topology::build(Kind::Pair)?;
-    let (left, right) = topology.outer(Family::V4);
     let nets = (inside_net(Family::V4, 1), inside_net(Family::V4, 2));
-    let config =
-        PeerConfig { local: left, remote: right, local_net: nets.0, remote_net: nets.1, esp: suite.name };
-    let a = Peer::start(topology.ns("g1")?, "swan-a", topology.dir(), &config)?;
-    let b = Peer::start(topology.ns("g2")?, "swan-b", topology.dir(), &config.mirrored())?;
-    a.initiate().with_context(|| b.log())?;
+    let mut link = Link::new("net", topology.outer(Family::V4), nets);
+    suite.name.clone_into(&mut link.esp);
+    let options = Options { log: "chd = 4".to_owned(), ..Options::new(Version::V5) };
+    let a = Peer::start(topology.ns("g1")?, "swan-a", topology.dir(), &options)?;
+    let b = Peer::start(topology.ns("g2")?, "swan-b", topology.dir(), &options)?;
+    a.load(&[link.left()], &[])?;
+    b.load(&[link.right()], &[])?;
+    a.initiate("net", "net").with_context(|| b.log())?;
     let (near, far) = (inside(Family::V4, 1, 10), inside(Family::V4, 2, 10));
     Ping::default().all(topology.ns("h1")?, far).context("between two strongSwans")?;
-    let keys = a.child_sa()?;
+    let keys = a.child_keys("net")?;
     let (role, survivor) = if initiator {
         a.kill()?;
         ("g1", b)
@@ -44,7 +47,7 @@ fn take_over(suite: Suite, initiator: bool) -> Result<()> {
 }
 
 /// The CHILD_SA as a pair of tunnels: left is the initiator.
-fn pair(topology: &Topology, suite: Suite, keys: ChildSa) -> Result<Pair> {
+fn pair(topology: &Topology, suite: Suite, keys: ChildKeys) -> Result<Pair> {
     let mut pair = topology.tunnel(0, Some(suite), None, Family::V4, Family::V4)?;
     pair.natt = true;
     pair.esn = Some(false);
