@@ -2,7 +2,8 @@
 //! [`crate::datapath::reconcile`].
 //!
 //! Ids are digests of what makes an object what it is (an SA: tunnel, direction, protocol, SPI and keys), so that they are
-//! the same after a restart of control and others when the keys change.
+//! the same after a restart of control and others when the keys change. Their highest bit is clear; objects that were
+//! negotiated (`ike::datapath`) have it set, so that after a restart either side of control knows its own.
 
 use core::net::IpAddr;
 use std::collections::BTreeMap;
@@ -16,6 +17,19 @@ use postern_wire::ids::Spi;
 
 use crate::config::{Config, Half, Keyed, PlainPolicy, Relay, Tunnel};
 use crate::digest;
+
+/// The bit that the ids of negotiated SAs and policies have set.
+pub const NEGOTIATED: u64 = 1 << 63;
+
+/// Whether an SA or a policy of this id was negotiated, not configured.
+pub const fn is_negotiated(id: u64) -> bool {
+    id & NEGOTIATED != 0
+}
+
+/// An id of what is configured.
+fn configured(parts: &[&[u8]]) -> u64 {
+    digest::short(parts) & !NEGOTIATED
+}
 
 /// Everything that should be installed. Holds keys.
 #[derive(Debug, Default)]
@@ -151,7 +165,7 @@ impl Desired {
             desired.add_tunnel(tunnel);
         }
         for PlainPolicy { name, priority, action, selectors } in policies {
-            let id = PolicyId(digest::short(&[b"policy", name.as_bytes()]));
+            let id = PolicyId(configured(&[b"policy", name.as_bytes()]));
             let policy = Policy { id, generation: Generation(0), priority, selectors, action };
             desired.policies.insert(id, WantedPolicy { name, policy });
         }
@@ -238,7 +252,7 @@ impl Desired {
             }
         }
         let [esp_out, ah_out] = out_ids;
-        let id = PolicyId(digest::short(&[b"tunnel", name.as_bytes()]));
+        let id = PolicyId(configured(&[b"tunnel", name.as_bytes()]));
         let action = Action::Protect(esp_out.or(ah_out));
         let policy = Policy { id, generation: Generation(0), priority, selectors, action };
         self.policies.insert(id, WantedPolicy { name: name.clone(), policy });
@@ -262,7 +276,7 @@ fn sa_id(tunnel: &str, direction: Direction, protocol: IpsecProtocol, keyed: &Ke
         encryption_key.expose(),
         integrity_key.expose(),
     ]);
-    SaId(digest::short(&[
+    SaId(configured(&[
         b"sa",
         tunnel.as_bytes(),
         direction,

@@ -21,8 +21,10 @@ use postern_contract::request::Operation;
 use postern_contract::sa::SaId;
 use postern_control::config::{NoKeyFiles, parse};
 use postern_control::datapath::client::{Client, ClientError};
-use postern_control::datapath::supervisor::{Changes, Command, Options, Supervisor, View};
-use postern_control::desired::Desired;
+use postern_control::datapath::supervisor::{
+    Changes, Command, Negotiator, Notice, Options, Order, Supervisor, View,
+};
+use postern_control::desired::{Desired, NEGOTIATED};
 use postern_control::state::Generations;
 use postern_wire::ids::Spi;
 use tokio::sync::{mpsc, oneshot};
@@ -39,9 +41,16 @@ struct Control {
 
 impl Control {
     fn start(scratch: &Scratch, text: &str) -> Self {
+        Self::begin(scratch, text, None)
+    }
+
+    fn begin(scratch: &Scratch, text: &str, negotiator: Option<Negotiator>) -> Self {
         let (generations, _) = Generations::open(&scratch.path("state")).unwrap();
         let options = Options { socket: scratch.path("datapath.sock"), launch: None };
-        let supervisor = Supervisor::new(options, generations, desired(text));
+        let mut supervisor = Supervisor::new(options, generations, desired(text));
+        if let Some(negotiator) = negotiator {
+            supervisor = supervisor.with_negotiator(negotiator);
+        }
         let (commands, receiver) = mpsc::channel(4);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -137,6 +146,69 @@ fn dp_7_a_restarted_datapath_gets_its_sas_back() {
     eventually("its new life is shown", || {
         control.look().connected.is_some_and(|(_, instance)| instance == 2)
     });
+}
+
+/// IKE-1, DP-7: what was negotiated is left alone by reconciliation, and reported to the negotiator at each connection.
+#[test]
+fn dp_7_negotiated_objects_belong_to_the_negotiator() {
+    let scratch = Scratch::new("negotiator");
+    let socket = scratch.path("datapath.sock");
+    let mock = Mock::start(&socket, 1);
+    let channels = || {
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let (notices, told) = mpsc::unbounded_channel();
+        (Negotiator { orders: receiver, notices }, orders, told)
+    };
+    let negotiated = |number: u32| {
+        let wanted = desired(&tunnel("n", number, &format!("{number:x}c")));
+        let id = |id: SaId| SaId(id.0 | NEGOTIATED);
+        let install = |sa: postern_control::desired::WantedSa| {
+            let config = postern_contract::sa::SaConfig {
+                id: id(sa.config.id),
+                pair: sa.config.pair.map(id),
+                ..sa.config
+            };
+            Operation::InstallSa(Box::new(config))
+        };
+        wanted.sas.into_values().map(install).collect::<Vec<_>>()
+    };
+
+    let (negotiator, orders, mut told) = channels();
+    let control = Control::begin(&scratch, &tunnel("a", 1, "1a"), Some(negotiator));
+    let Some(Notice::Connected { instance: 1, installed }) = told.blocking_recv() else { panic!() };
+    assert_eq!(installed.sas.len(), 0);
+    for token in [7, 8] {
+        orders.send(Order { token, operations: negotiated(u32::try_from(token).unwrap()) }).unwrap();
+    }
+    for expected in [7, 8] {
+        let Some(Notice::Applied { token, outcomes: Ok(outcomes) }) = told.blocking_recv() else { panic!() };
+        assert_eq!((token, outcomes.len()), (expected, 2));
+        assert!(outcomes.iter().all(Result::is_ok));
+    }
+    let changes = control.replace(&tunnel("b", 2, "2b"), false);
+    assert_eq!(changes.steps.len(), 6, "{changes:?}");
+    assert_eq!(mock.tables.lock().unwrap().sas.len(), 6, "the reload left them alone");
+    let soft = |id| Event::SoftLimit { sa: id, kind: postern_contract::event::LimitKind::Bytes };
+    mock.tables.lock().unwrap().events = vec![soft(SaId(1)), soft(SaId(NEGOTIATED | 1))];
+    let Some(Notice::Events(events)) = told.blocking_recv() else { panic!() };
+    assert_eq!(events, [soft(SaId(NEGOTIATED | 1))]);
+    control.kill();
+
+    let (negotiator, orders, mut told) = channels();
+    let control = Control::begin(&scratch, &tunnel("b", 2, "2b"), Some(negotiator));
+    let Some(Notice::Connected { installed, .. }) = told.blocking_recv() else { panic!() };
+    assert_eq!(installed.sas.len(), 4, "what an earlier life negotiated");
+    drop(mock);
+    let Some(Notice::Lost) = told.blocking_recv() else { panic!() };
+    orders.send(Order { token: 9, operations: negotiated(9) }).unwrap();
+    loop {
+        match told.blocking_recv() {
+            Some(Notice::Applied { token: 9, outcomes: Err(_) }) => break,
+            Some(Notice::Lost) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    control.kill();
 }
 
 /// OPS-2: a reload touches what changed and makes before it breaks; where both cannot be there, the old goes just before.

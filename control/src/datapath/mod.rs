@@ -3,4 +3,5 @@
 pub mod client;
 pub mod launch;
 pub mod reconcile;
+mod steps;
 pub mod supervisor;

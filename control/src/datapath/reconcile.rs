@@ -13,7 +13,7 @@ use postern_contract::request::{Operation, Page, RelayReport, SaReport};
 use postern_contract::sa::{Direction, IpsecProtocol, Policy, PolicyId, SaId};
 use postern_wire::ids::Spi;
 
-use crate::desired::{Desired, duplicate};
+use crate::desired::{Desired, NEGOTIATED, duplicate};
 
 /// What the datapath holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +33,16 @@ impl Installed {
         self.sas.extend(sas.into_iter().map(|report| (report.id, report)));
         self.policies.extend(policies.into_iter().map(|policy| (policy.id, policy)));
         self.relays.extend(relays.into_iter().map(|report| (report.entry.id, report)));
+    }
+
+    /// What was configured, and what the negotiator installed.
+    pub fn divide(mut self) -> (Self, Self) {
+        let negotiated = Self {
+            sas: self.sas.split_off(&SaId(NEGOTIATED)),
+            policies: self.policies.split_off(&PolicyId(NEGOTIATED)),
+            relays: BTreeMap::new(),
+        };
+        (self, negotiated)
     }
 
     /// The newest generation of all.

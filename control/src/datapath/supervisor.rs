@@ -3,6 +3,10 @@
 //! One task owns the connection, the desired state and the child process, and answers commands. Whenever a connection is
 //! made the inventory decides what is sent: nothing if the datapath was running all the time (DP-7), everything if it
 //! was started anew.
+//!
+//! Objects with negotiated ids ([`desired::is_negotiated`](crate::desired::is_negotiated)) belong to the negotiator: they
+//! are neither compared nor removed here. Its [`Order`]s are passed on in their order, many in one message, and each is
+//! answered by a [`Notice`]; it is told of connections, with what of its own is installed, and of events.
 
 use core::fmt;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -11,17 +15,18 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use postern_contract::event::{Event, LimitKind};
-use postern_contract::request::{Latency, Refusal, Status};
+use postern_contract::request::{Latency, Operation, Refusal, Status};
 use postern_contract::sa::{Action, SaId};
 use tokio::process::Child;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tracing::{error, info, warn};
 
-use super::client::{Client, ClientError};
+use super::client::{Client, ClientError, Outcome};
 use super::launch::Launch;
 use super::reconcile::{Installed, Plan, Step};
-use crate::desired::{Desired, Outline};
+use super::steps::{Describe, apply};
+use crate::desired::{Desired, Outline, is_negotiated};
 use crate::state::{Generations, StateError};
 
 /// Between attempts to connect while a start is awaited.
@@ -63,6 +68,52 @@ pub enum Command {
         done: oneshot::Sender<()>,
     },
 }
+
+/// Operations on negotiated objects. They are applied after those of earlier orders, as long as there is a connection.
+#[derive(Debug)]
+pub struct Order {
+    /// Returned in the answer.
+    pub token: u64,
+    /// The changes.
+    pub operations: Vec<Operation>,
+}
+
+/// What the negotiator is told.
+#[derive(Debug)]
+pub enum Notice {
+    /// There is a connection. Orders are applied from now on.
+    Connected {
+        /// Random number of this life of the datapath.
+        instance: u64,
+        /// What is installed of negotiated objects.
+        installed: Installed,
+    },
+    /// There is no connection any more.
+    Lost,
+    /// Answer to an [`Order`]: an outcome for each operation, or why it could not be sent. In the second case some of it
+    /// may have taken effect; the next [`Connected`](Self::Connected) tells.
+    Applied {
+        /// The order's.
+        token: u64,
+        /// Outcomes.
+        outcomes: Result<Vec<Outcome>, String>,
+    },
+    /// Something happened to negotiated objects.
+    Events(Vec<Event>),
+}
+
+/// The supervisor's ends of the negotiator's channels. What waits in them is bounded by the negotiator's SAs, which each
+/// have few orders under way, and by the datapath's own limit of events.
+#[derive(Debug)]
+pub struct Negotiator {
+    /// Orders come in here.
+    pub orders: mpsc::UnboundedReceiver<Order>,
+    /// Notices go out here.
+    pub notices: mpsc::UnboundedSender<Notice>,
+}
+
+/// Operations of orders that are sent together.
+const TOGETHER: usize = 512;
 
 /// What was or would be changed, in words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,6 +164,7 @@ pub struct Supervisor {
     options: Options,
     generations: Generations,
     desired: Desired,
+    negotiator: Option<Negotiator>,
     client: Option<Client>,
     instance: Option<u64>,
     changed: Instant,
@@ -143,6 +195,7 @@ impl Supervisor {
             options,
             generations,
             desired,
+            negotiator: None,
             client: None,
             instance: None,
             changed: now,
@@ -155,6 +208,13 @@ impl Supervisor {
             refused: HashMap::new(),
             events: BTreeMap::new(),
         }
+    }
+
+    /// With a negotiator. Without one, negotiated objects are unwanted like all that is not configured.
+    #[must_use]
+    pub fn with_negotiator(mut self, negotiator: Negotiator) -> Self {
+        self.negotiator = Some(negotiator);
+        self
     }
 
     /// Runs until [`Command::Stop`] or until nobody can give commands any more.
@@ -175,8 +235,12 @@ impl Supervisor {
                     Some(command) => self.answer(command).await,
                     None => return,
                 },
+                order = next_order(&mut self.negotiator) => match order {
+                    Some(order) => self.carry_out(order).await,
+                    None => self.negotiator = None,
+                },
                 events = next_events(&mut self.client) => match events {
-                    Ok(events) => self.note(&events),
+                    Ok(events) => self.note(events),
                     Err(error) => self.lost(&error.into()),
                 },
                 status = child_exit(&mut self.child) => self.buried(status),
@@ -212,7 +276,7 @@ impl Supervisor {
             Some(_) => warn!(pid, "connected to a datapath that was started anew: its SAs are gone"),
             None => info!(pid, "connected to the datapath"),
         }
-        let changes = self.get_in_step(&mut client).await?;
+        let (changes, negotiated) = self.get_in_step(&mut client).await?;
         client.subscribe().await?;
         if changes.steps.is_empty() {
             info!(pid, sas = self.desired.sas.len(), "adopted the datapath as it is: nothing differs");
@@ -228,12 +292,13 @@ impl Supervisor {
         self.instance = Some(instance);
         self.problem = None;
         self.changed = Instant::now();
+        self.tell(Notice::Connected { instance, installed: negotiated });
         Ok(())
     }
 
-    /// Reconciles the datapath at `client` with the desired state.
-    async fn get_in_step(&mut self, client: &mut Client) -> Result<Changes, Trouble> {
-        let installed = client.inventory().await?;
+    /// Reconciles the datapath at `client` with the desired state. Also gives what is installed of the negotiator's.
+    async fn get_in_step(&mut self, client: &mut Client) -> Result<(Changes, Installed), Trouble> {
+        let (installed, negotiated) = self.divide(client.inventory().await?);
         self.generations.settle(&mut self.desired, &installed)?;
         let plan = Plan::new(&self.desired, &installed);
         let names = Describe { desired: &self.desired, installed: &installed };
@@ -275,7 +340,57 @@ impl Supervisor {
             error!("the datapath refused: {text}");
             changes.refused.push(text);
         }
-        Ok(changes)
+        Ok((changes, negotiated))
+    }
+
+    /// What is ours to reconcile, and what is the negotiator's.
+    fn divide(&self, installed: Installed) -> (Installed, Installed) {
+        match self.negotiator {
+            Some(_) => installed.divide(),
+            None => (installed, Installed::default()),
+        }
+    }
+
+    fn tell(&self, notice: Notice) {
+        if let Some(negotiator) = &self.negotiator {
+            // Nobody listens any more when the daemon ends.
+            let _ = negotiator.notices.send(notice);
+        }
+    }
+
+    /// Applies `first` and the orders that wait behind it, and answers each.
+    async fn carry_out(&mut self, first: Order) {
+        let mut tokens = vec![(first.token, first.operations.len())];
+        let mut operations = first.operations;
+        while operations.len() < TOGETHER
+            && let Some(negotiator) = &mut self.negotiator
+            && let Ok(next) = negotiator.orders.try_recv()
+        {
+            tokens.push((next.token, next.operations.len()));
+            operations.extend(next.operations);
+        }
+        let outcomes = match &mut self.client {
+            Some(client) => Some(client.apply(&mut operations.into_iter()).await.map_err(Trouble::from)),
+            None => None,
+        };
+        let problem = match outcomes {
+            Some(Ok(outcomes)) => {
+                let mut outcomes = outcomes.into_iter();
+                for (token, count) in tokens {
+                    let outcomes = Ok(outcomes.by_ref().take(count).collect());
+                    self.tell(Notice::Applied { token, outcomes });
+                }
+                return;
+            }
+            Some(Err(trouble)) => {
+                self.lost(&trouble);
+                trouble.to_string()
+            }
+            None => self.problem.clone().unwrap_or_default(),
+        };
+        for (token, _) in tokens {
+            self.tell(Notice::Applied { token, outcomes: Err(problem.clone()) });
+        }
     }
 
     async fn answer(&mut self, command: Command) {
@@ -316,14 +431,14 @@ impl Supervisor {
             return Ok(Changes { waiting: true, ..Changes::default() });
         };
         if dry_run {
-            let installed = client.inventory().await?;
+            let (installed, _) = self.divide(client.inventory().await?);
             self.client = Some(client);
             self.generations.preview(&mut desired, &installed);
             let names = Describe { desired: &desired, installed: &installed };
             return Ok(Changes { steps: names.all(&Plan::new(&desired, &installed)), ..Changes::default() });
         }
         self.desired = desired;
-        let changes = self.get_in_step(&mut client).await?;
+        let (changes, _) = self.get_in_step(&mut client).await?;
         self.client = Some(client);
         Ok(changes)
     }
@@ -360,7 +475,7 @@ impl Supervisor {
 
     /// The connection is of no more use.
     fn lost(&mut self, trouble: &Trouble) {
-        self.client = None;
+        self.disconnect();
         self.set_problem(trouble.to_string());
         // A datapath that died can be replaced at once; one that misbehaves is not pressed.
         let ended = matches!(
@@ -368,6 +483,12 @@ impl Supervisor {
             Trouble::Client(ClientError::Transport(postern_contract::transport::TransportError::Closed))
         );
         self.next_attempt = Instant::now() + if ended { RETRY } else { RETRY_SLOWLY };
+    }
+
+    fn disconnect(&mut self) {
+        // `replace` takes the client out while it works, so it may be gone already.
+        self.client = None;
+        self.tell(Notice::Lost);
     }
 
     fn set_problem(&mut self, problem: String) {
@@ -409,7 +530,7 @@ impl Supervisor {
         } else {
             self.wait_longer();
         }
-        self.client = None;
+        self.disconnect();
         self.next_attempt = self.next_attempt.min(Instant::now() + RETRY);
     }
 
@@ -439,45 +560,77 @@ impl Supervisor {
         }
     }
 
-    fn note(&mut self, events: &[Event]) {
-        for event in events {
-            let (kind, count) = self.log(event);
+    fn note(&mut self, mut events: Vec<Event>) {
+        for event in &events {
+            self.log(event);
+            let (kind, count) = kind(event);
             *self.events.entry(kind).or_default() += count;
+        }
+        events.retain(|event| subject(event) != Subject::Configured);
+        if !events.is_empty() {
+            self.tell(Notice::Events(events));
         }
     }
 
-    /// Says what happened, and gives the kind under which it is counted.
-    fn log(&self, event: &Event) -> (&'static str, u64) {
+    /// Says what happened. What happens to negotiated objects is for the negotiator to tell.
+    fn log(&self, event: &Event) {
+        if self.negotiator.is_some() && subject(event) == Subject::Negotiated {
+            return;
+        }
         let tunnel =
             |sa: &SaId| self.desired.sas.get(sa).map_or("?", |wanted| wanted.tunnel.as_str()).to_owned();
         match event {
             Event::SoftLimit { sa, kind } => {
                 info!(tunnel = tunnel(sa), limit = limit(*kind), "an SA reached its soft limit");
-                ("soft_limit", 1)
             }
             Event::HardLimit { sa, kind } => {
                 warn!(tunnel = tunnel(sa), limit = limit(*kind), "an SA reached its hard limit and stopped");
-                ("hard_limit", 1)
             }
             Event::SequenceExhausted { sa } => {
                 warn!(tunnel = tunnel(sa), "an SA used up its sequence numbers and stopped");
-                ("sequence_exhausted", 1)
             }
             Event::NewPath { sa, remote, port } => {
                 info!(tunnel = tunnel(sa), %remote, port, "the peer moved");
-                ("new_path", 1)
             }
             Event::Acquire { policy, source, destination, protocol, ports: _ } => {
                 let policy = self.desired.policies.get(policy).map_or("?", |wanted| wanted.name.as_str());
                 info!(policy, %source, %destination, protocol = protocol.0, "traffic waits for an SA");
-                ("acquire", 1)
             }
-            Event::Lost { count } => {
-                warn!(count, "events were lost");
-                ("lost", *count)
-            }
+            Event::Lost { count } => warn!(count, "events were lost"),
         }
     }
+}
+
+/// The kind under which an event is counted, and how many it stands for.
+const fn kind(event: &Event) -> (&'static str, u64) {
+    match event {
+        Event::SoftLimit { .. } => ("soft_limit", 1),
+        Event::HardLimit { .. } => ("hard_limit", 1),
+        Event::SequenceExhausted { .. } => ("sequence_exhausted", 1),
+        Event::NewPath { .. } => ("new_path", 1),
+        Event::Acquire { .. } => ("acquire", 1),
+        Event::Lost { count } => ("lost", *count),
+    }
+}
+
+/// Whose objects an event is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Subject {
+    Configured,
+    Negotiated,
+    Unknown,
+}
+
+const fn subject(event: &Event) -> Subject {
+    let id = match event {
+        Event::SoftLimit { sa, .. }
+        | Event::HardLimit { sa, .. }
+        | Event::SequenceExhausted { sa }
+        | Event::NewPath { sa, .. } => sa.0,
+        Event::Acquire { policy, .. } => policy.0,
+        Event::Lost { .. } => return Subject::Unknown,
+    };
+    if is_negotiated(id) { Subject::Negotiated } else { Subject::Configured }
 }
 
 const fn limit(kind: LimitKind) -> &'static str {
@@ -485,112 +638,6 @@ const fn limit(kind: LimitKind) -> &'static str {
         LimitKind::Seconds => "seconds",
         LimitKind::Bytes => "bytes",
         LimitKind::Packets => "packets",
-    }
-}
-
-/// Sends the steps of one phase; gives those that were refused for good.
-///
-/// What an installed SA cannot change it gets by being replaced: removed and installed under the same id. Its numbers
-/// then go on where they were, so that no sequence number is sent or accepted twice.
-async fn apply(
-    client: &mut Client,
-    desired: &Desired,
-    installed: &Installed,
-    steps: &[Step],
-) -> Result<Vec<(Step, Refusal)>, ClientError> {
-    let outcomes = client.apply(&mut steps.iter().map(|step| step.operation(desired))).await?;
-    let mut refused = Vec::new();
-    for (step, outcome) in steps.iter().zip(outcomes) {
-        let Err(refusal) = outcome else { continue };
-        let replaced = match (step, &refusal) {
-            (Step::InstallSa(id), Refusal::Immutable(_)) => replacement(*id, desired, installed),
-            _ => None,
-        };
-        match replaced {
-            Some(operations) => {
-                // One by one: numbers are reserved for what is not installed when a message comes.
-                for operation in operations {
-                    let outcomes = client.apply(&mut core::iter::once(operation)).await?;
-                    refused
-                        .extend(outcomes.into_iter().filter_map(Result::err).map(|refusal| (*step, refusal)));
-                }
-            }
-            None => refused.push((*step, refusal)),
-        }
-    }
-    Ok(refused)
-}
-
-fn replacement(
-    id: SaId,
-    desired: &Desired,
-    installed: &Installed,
-) -> Option<[postern_contract::request::Operation; 2]> {
-    use postern_contract::request::Operation;
-    use postern_contract::sa::Direction;
-
-    let report = installed.sas.get(&id)?;
-    let mut config = crate::desired::duplicate(&desired.sas.get(&id)?.config);
-    let used = report.counters.sequence;
-    let reached = match config.direction {
-        Direction::Inbound => used,
-        Direction::Outbound => used.saturating_add(1),
-    };
-    config.sequence = config.sequence.max(reached);
-    Some([Operation::RemoveSa(id), Operation::InstallSa(Box::new(config))])
-}
-
-/// Puts steps into words.
-struct Describe<'a> {
-    desired: &'a Desired,
-    installed: &'a Installed,
-}
-
-impl Describe<'_> {
-    fn all(&self, plan: &Plan) -> Vec<String> {
-        [&plan.make, &plan.switch, &plan.clear].into_iter().flatten().map(|step| self.one(*step)).collect()
-    }
-
-    fn one(&self, step: Step) -> String {
-        let change = |there: bool| if there { "change" } else { "install" };
-        match step {
-            Step::InstallSa(id) => {
-                let verb = change(self.installed.sas.contains_key(&id));
-                match self.desired.sas.get(&id) {
-                    Some(wanted) => {
-                        let config = &wanted.config;
-                        let spi = config.spi.on_wire;
-                        format!(
-                            "{verb} SA {spi} ({:?} {:?}) of tunnel {}",
-                            config.direction, config.protocol, wanted.tunnel
-                        )
-                    }
-                    None => format!("{verb} SA {:016x}", id.0),
-                }
-            }
-            Step::RemoveSa(id) => match self.installed.sas.get(&id) {
-                Some(report) => {
-                    format!("remove SA {} ({:?} {:?})", report.spi.on_wire, report.direction, report.protocol)
-                }
-                None => format!("remove SA {:016x}", id.0),
-            },
-            Step::InstallPolicy(id) => {
-                let verb = change(self.installed.policies.contains_key(&id));
-                match self.desired.policies.get(&id) {
-                    Some(wanted) => format!("{verb} policy {}", wanted.name),
-                    None => format!("{verb} policy {:016x}", id.0),
-                }
-            }
-            Step::RemovePolicy(id) => format!("remove policy {:016x}", id.0),
-            Step::InstallRelay(id) => {
-                let verb = change(self.installed.relays.contains_key(&id));
-                match self.desired.relays.get(&id) {
-                    Some(wanted) => format!("{verb} relay {}", wanted.name),
-                    None => format!("{verb} relay {:016x}", id.0),
-                }
-            }
-            Step::RemoveRelay(id) => format!("remove relay {:016x}", id.0),
-        }
     }
 }
 
@@ -616,6 +663,14 @@ async fn next_events(client: &mut Option<Client>) -> Result<Vec<Event>, ClientEr
 async fn child_exit(child: &mut Option<(Child, Instant)>) -> std::io::Result<ExitStatus> {
     match child {
         Some((child, _)) => child.wait().await,
+        None => core::future::pending().await,
+    }
+}
+
+/// The negotiator's next order; never, if there is no negotiator.
+async fn next_order(negotiator: &mut Option<Negotiator>) -> Option<Order> {
+    match negotiator {
+        Some(negotiator) => negotiator.orders.recv().await,
         None => core::future::pending().await,
     }
 }
