@@ -7,6 +7,7 @@
 pub mod digest;
 pub mod ke;
 mod modp;
+pub mod mschap;
 pub mod prf;
 
 #[cfg(test)]

@@ -5,7 +5,9 @@
 
 use core::fmt;
 
+use aws_lc_rs::digest::MAX_OUTPUT_LEN;
 use aws_lc_rs::hmac;
+use zeroize::Zeroizing;
 
 use crate::Secret;
 use crate::message::registry::PrfId;
@@ -66,12 +68,18 @@ impl fmt::Debug for Prf {
 /// A pseudorandom function with its key in it.
 pub struct PrfKey(hmac::Key);
 
+/// As long as the longest output; wiped, as are all buffers here.
+type Block = Zeroizing<[u8; MAX_OUTPUT_LEN]>;
+
 impl PrfKey {
     /// `prf(key, parts[0] | parts[1] | …)`.
     pub fn compute(&self, parts: &[&[u8]]) -> Secret {
-        let mut out = vec![0; self.0.algorithm().tag_len()];
-        self.finish_into(parts, &mut out);
-        Secret::new(out)
+        let mut data = Zeroizing::new(Vec::with_capacity(length_of(parts)));
+        for part in parts {
+            data.extend_from_slice(part);
+        }
+        let mut block = Block::new([0; MAX_OUTPUT_LEN]);
+        Secret::new(self.output(&data, &mut block))
     }
 
     /// The first `length` bytes of `prf+(key, seed[0] | seed[1] | …)`.
@@ -79,52 +87,43 @@ impl PrfKey {
     /// Section 2.13: "prf+ is not defined beyond 255 times the size of the prf output": what is asked for beyond that is
     /// not there, so that who cuts keys out of it finds none.
     pub fn plus(&self, seed: &[&[u8]], length: usize) -> Secret {
-        let block = self.0.algorithm().tag_len();
-        let mut out = vec![0; length.min(255 * block)];
-        let mut written: usize = 0;
-        for counter in 1..=u8::MAX {
-            let (before, rest) = out.split_at_mut(written);
-            if rest.is_empty() {
-                break;
-            }
-            // T1 = prf (K, S | 0x01), T2 = prf (K, T1 | S | 0x02), …
-            let mut context = hmac::Context::with_key(&self.0);
-            if let Some(start) = before.len().checked_sub(block) {
-                context.update(before.split_at(start).1);
-            }
+        let output = self.0.algorithm().tag_len();
+        let mut out = vec![0; length.min(255 * output)];
+        let mut data = Zeroizing::new(Vec::with_capacity(output + length_of(seed) + 1));
+        let mut block = Block::new([0; MAX_OUTPUT_LEN]);
+        // "prf+ (K,S) = T1 | T2 | T3 | T4 | ... where T1 = prf (K, S | 0x01), T2 = prf (K, T1 | S | 0x02) …"
+        for (counter, chunk) in (1..=u8::MAX).zip(out.chunks_mut(output)) {
             for part in seed {
-                context.update(part);
+                data.extend_from_slice(part);
             }
-            context.update(&[counter]);
-            written += copy_tag(context, rest);
+            data.push(counter);
+            let t = self.output(&data, &mut block);
+            for (to, from) in chunk.iter_mut().zip(t) {
+                *to = *from;
+            }
+            data.clear();
+            data.extend_from_slice(t);
         }
         Secret::new(out)
     }
 
-    fn finish_into(&self, parts: &[&[u8]], out: &mut [u8]) {
-        let mut context = hmac::Context::with_key(&self.0);
-        for part in parts {
-            context.update(part);
-        }
-        copy_tag(context, out);
+    /// Joined data and a caller's buffer, because the library would else leave a copy of the output on the stack.
+    fn output<'a>(&self, data: &[u8], block: &'a mut Block) -> &'a [u8] {
+        let output = hmac::sign_to_buffer(&self.0, data, block.as_mut_slice());
+        // The buffer is long enough, and HMAC has no other way to fail; going on with a key of zeros were worse.
+        assert!(output.is_ok(), "HMAC failed");
+        output.map_or(&[], |output| output)
     }
+}
+
+fn length_of(parts: &[&[u8]]) -> usize {
+    parts.iter().map(|part| part.len()).sum()
 }
 
 impl fmt::Debug for PrfKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrfKey(..)")
     }
-}
-
-/// Finishes into as much of `out` as there is, and says how much that was.
-fn copy_tag(context: hmac::Context, out: &mut [u8]) -> usize {
-    let tag = context.sign();
-    let mut length = 0;
-    for (to, from) in out.iter_mut().zip(tag.as_ref()) {
-        *to = *from;
-        length += 1;
-    }
-    length
 }
 
 #[cfg(test)]
