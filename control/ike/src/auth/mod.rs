@@ -6,4 +6,5 @@
 pub mod certificate;
 pub mod identity;
 pub mod name;
+mod reason;
 pub mod signature;

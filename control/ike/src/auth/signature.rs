@@ -13,9 +13,8 @@ use aws_lc_rs::signature::{
     EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaKeyPair, UnparsedPublicKey, VerificationAlgorithm,
 };
 use x509_cert::der::asn1::{AnyRef, ContextSpecific, ObjectIdentifier, UintRef};
-use x509_cert::der::{Decode, Encode, Reader, SliceReader, TagNumber};
+use x509_cert::der::{Decode, Encode, Reader, SliceReader, Tag, TagNumber, Tagged};
 use x509_cert::spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
-use zeroize::Zeroizing;
 
 use crate::message::registry::{AuthMethod, HashId};
 
@@ -107,9 +106,21 @@ pub enum KeyKind {
 }
 
 impl KeyKind {
-    /// Its curve's OID.
-    fn of_curve(curve: ObjectIdentifier) -> Option<Self> {
-        CURVES.iter().find(|entry| entry.oid == curve).map(|entry| entry.kind)
+    /// Of a Subject Public Key Info (DER).
+    pub fn of(spki: &[u8]) -> Result<Self, SignatureError> {
+        let info = SubjectPublicKeyInfoRef::from_der(spki)
+            .map_err(|_| SignatureError::Key("unreadable".to_owned()))?;
+        let curve = || {
+            let oid = info.algorithm.parameters_oid().ok()?;
+            CURVES.iter().find(|curve| curve.oid == oid).map(|curve| curve.kind)
+        };
+        match info.algorithm.oid {
+            RSA_ENCRYPTION => Some(Self::Rsa),
+            EC_PUBLIC_KEY => curve(),
+            ED25519 => Some(Self::Ed25519),
+            _ => None,
+        }
+        .ok_or_else(|| SignatureError::Key(info.algorithm.oid.to_string()))
     }
 }
 
@@ -128,46 +139,47 @@ impl fmt::Display for KeyKind {
 /// What belongs to a curve: RFC 4754 binds one hash to each.
 struct Curve {
     kind: KeyKind,
+    /// Of the signature with its hash.
+    name: &'static str,
     oid: ObjectIdentifier,
     classic: AuthMethod,
     fixed: &'static algorithm::EcdsaVerificationAlgorithm,
     signing: &'static algorithm::EcdsaSigningAlgorithm,
     hash: HashId,
-    hash_name: &'static str,
-    /// AlgorithmIdentifier of RFC 7427 appendix A.3.
-    identifier: &'static [u8],
+    /// Algorithm of RFC 7427 appendix A.3.
+    signature_oid: ObjectIdentifier,
 }
 
 static CURVES: [Curve; 3] = [
     Curve {
         kind: KeyKind::P256,
+        name: "ECDSA with SHA-256",
         oid: ObjectIdentifier::new_unwrap("1.2.840.10045.3.1.7"),
         classic: AuthMethod::ECDSA_SHA256_P256,
         fixed: &algorithm::ECDSA_P256_SHA256_FIXED,
         signing: &algorithm::ECDSA_P256_SHA256_FIXED_SIGNING,
         hash: HashId::SHA2_256,
-        hash_name: "SHA-256",
-        identifier: &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02],
+        signature_oid: ECDSA_SHA256,
     },
     Curve {
         kind: KeyKind::P384,
+        name: "ECDSA with SHA-384",
         oid: ObjectIdentifier::new_unwrap("1.3.132.0.34"),
         classic: AuthMethod::ECDSA_SHA384_P384,
         fixed: &algorithm::ECDSA_P384_SHA384_FIXED,
         signing: &algorithm::ECDSA_P384_SHA384_FIXED_SIGNING,
         hash: HashId::SHA2_384,
-        hash_name: "SHA-384",
-        identifier: &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03],
+        signature_oid: ECDSA_SHA384,
     },
     Curve {
         kind: KeyKind::P521,
+        name: "ECDSA with SHA-512",
         oid: ObjectIdentifier::new_unwrap("1.3.132.0.35"),
         classic: AuthMethod::ECDSA_SHA512_P521,
         fixed: &algorithm::ECDSA_P521_SHA512_FIXED,
         signing: &algorithm::ECDSA_P521_SHA512_FIXED_SIGNING,
         hash: HashId::SHA2_512,
-        hash_name: "SHA-512",
-        identifier: &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x04],
+        signature_oid: ECDSA_SHA512,
     },
 ];
 
@@ -178,6 +190,8 @@ struct RsaHash {
     oid: ObjectIdentifier,
     /// Bytes of its output; RFC 7427 section 5 has a PSS salt as long.
     length: u8,
+    pkcs1_name: &'static str,
+    pss_name: &'static str,
     pkcs1: &'static algorithm::RsaParameters,
     pss: &'static algorithm::RsaParameters,
     pkcs1_signing: &'static algorithm::RsaSignatureEncoding,
@@ -190,6 +204,8 @@ static RSA_HASHES: [RsaHash; 3] = [
         hash: HashId::SHA2_256,
         oid: ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.1"),
         length: 32,
+        pkcs1_name: "RSA with SHA-256",
+        pss_name: "RSA-PSS with SHA-256",
         pkcs1: &algorithm::RSA_PKCS1_2048_8192_SHA256,
         pss: &algorithm::RSA_PSS_2048_8192_SHA256,
         pkcs1_signing: &algorithm::RSA_PKCS1_SHA256,
@@ -200,6 +216,8 @@ static RSA_HASHES: [RsaHash; 3] = [
         hash: HashId::SHA2_384,
         oid: ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.2"),
         length: 48,
+        pkcs1_name: "RSA with SHA-384",
+        pss_name: "RSA-PSS with SHA-384",
         pkcs1: &algorithm::RSA_PKCS1_2048_8192_SHA384,
         pss: &algorithm::RSA_PSS_2048_8192_SHA384,
         pkcs1_signing: &algorithm::RSA_PKCS1_SHA384,
@@ -210,6 +228,8 @@ static RSA_HASHES: [RsaHash; 3] = [
         hash: HashId::SHA2_512,
         oid: ObjectIdentifier::new_unwrap("2.16.840.1.101.3.4.2.3"),
         length: 64,
+        pkcs1_name: "RSA with SHA-512",
+        pss_name: "RSA-PSS with SHA-512",
         pkcs1: &algorithm::RSA_PKCS1_2048_8192_SHA512,
         pss: &algorithm::RSA_PSS_2048_8192_SHA512,
         pkcs1_signing: &algorithm::RSA_PKCS1_SHA512,
@@ -217,6 +237,9 @@ static RSA_HASHES: [RsaHash; 3] = [
         pkcs1_oid: ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.13"),
     },
 ];
+const ECDSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
+const ECDSA_SHA384: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.3");
+const ECDSA_SHA512: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.4");
 const RSA_SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.5");
 const ECDSA_SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.1");
 
@@ -346,6 +369,154 @@ impl fmt::Debug for SigningKey {
     }
 }
 
+/// Whether `signature` is one of `octets` by the key of `spki` (Subject Public Key Info, DER). Gives the algorithm's name.
+pub fn verify(
+    spki: &[u8],
+    signature: &Signature,
+    octets: &[u8],
+    allow_sha1: bool,
+) -> Result<&'static str, SignatureError> {
+    let kind = KeyKind::of(spki)?;
+    let by = |algorithm: &'static dyn VerificationAlgorithm, signature: &[u8]| {
+        UnparsedPublicKey::new(algorithm, spki).verify(octets, signature).map_err(|_| SignatureError::Wrong)
+    };
+    match signature.method {
+        AuthMethod::RSA_SIGNATURE if kind == KeyKind::Rsa => {
+            let hash = CLASSIC_RSA
+                .iter()
+                .find(|(algorithm, _, _)| by(*algorithm, &signature.data).is_ok())
+                .ok_or(SignatureError::Wrong)?;
+            if hash.2 && !allow_sha1 { Err(SignatureError::Sha1) } else { Ok(hash.1) }
+        }
+        AuthMethod::DIGITAL_SIGNATURE => {
+            let (identifier, value) = signature
+                .data
+                .split_first()
+                .and_then(|(length, rest)| rest.split_at_checked(usize::from(*length)))
+                .ok_or(SignatureError::Malformed)?;
+            let identifier =
+                AlgorithmIdentifierRef::from_der(identifier).map_err(|_| SignatureError::Malformed)?;
+            let (name, algorithm) = named(&identifier, kind)?;
+            by(algorithm, value).map(|()| name)
+        }
+        method => {
+            let mismatch = || SignatureError::Mismatch { used: method.to_string(), key: kind };
+            match CURVES.iter().find(|curve| curve.classic == method) {
+                Some(curve) if curve.kind == kind => by(curve.fixed, &signature.data).map(|()| curve.name),
+                Some(_) => Err(mismatch()),
+                None if method == AuthMethod::RSA_SIGNATURE => Err(mismatch()),
+                None => Err(SignatureError::Method(method)),
+            }
+        }
+    }
+}
+
+/// What RSA_SIGNATURE (RFC 7296 section 3.8: RSASSA-PKCS1-v1_5) may have been made with. Which hash it was only the
+/// signature says; "SHOULD use SHA-1 as the default hash function" is why that is tried first.
+static CLASSIC_RSA: [(&algorithm::RsaParameters, &str, bool); 4] = [
+    (&algorithm::RSA_PKCS1_2048_8192_SHA1_FOR_LEGACY_USE_ONLY, "RSA with SHA-1", true),
+    (&algorithm::RSA_PKCS1_2048_8192_SHA256, "RSA with SHA-256", false),
+    (&algorithm::RSA_PKCS1_2048_8192_SHA384, "RSA with SHA-384", false),
+    (&algorithm::RSA_PKCS1_2048_8192_SHA512, "RSA with SHA-512", false),
+];
+
+/// ECDSA with RFC 7427 leaves curve and hash to the signer.
+type EcdsaByCurve = [(KeyKind, &'static algorithm::EcdsaVerificationAlgorithm); 3];
+static ECDSA: [(ObjectIdentifier, &str, EcdsaByCurve); 3] = [
+    (
+        ECDSA_SHA256,
+        "ECDSA with SHA-256",
+        [
+            (KeyKind::P256, &algorithm::ECDSA_P256_SHA256_ASN1),
+            (KeyKind::P384, &algorithm::ECDSA_P384_SHA256_ASN1),
+            (KeyKind::P521, &algorithm::ECDSA_P521_SHA256_ASN1),
+        ],
+    ),
+    (
+        ECDSA_SHA384,
+        "ECDSA with SHA-384",
+        [
+            (KeyKind::P256, &algorithm::ECDSA_P256_SHA384_ASN1),
+            (KeyKind::P384, &algorithm::ECDSA_P384_SHA384_ASN1),
+            (KeyKind::P521, &algorithm::ECDSA_P521_SHA384_ASN1),
+        ],
+    ),
+    (
+        ECDSA_SHA512,
+        "ECDSA with SHA-512",
+        [
+            (KeyKind::P256, &algorithm::ECDSA_P256_SHA512_ASN1),
+            (KeyKind::P384, &algorithm::ECDSA_P384_SHA512_ASN1),
+            (KeyKind::P521, &algorithm::ECDSA_P521_SHA512_ASN1),
+        ],
+    ),
+];
+
+/// What RFC 7427's algorithm is called, and what verifies it with a key of type `kind`.
+fn named(
+    identifier: &AlgorithmIdentifierRef<'_>,
+    kind: KeyKind,
+) -> Result<(&'static str, &'static dyn VerificationAlgorithm), SignatureError> {
+    let mismatch = |used: &str| SignatureError::Mismatch { used: used.to_owned(), key: kind };
+    let rsa = |name: &'static str, algorithm: &'static dyn VerificationAlgorithm| {
+        if kind == KeyKind::Rsa { Ok((name, algorithm)) } else { Err(mismatch(name)) }
+    };
+    if identifier.oid == RSA_PSS {
+        return match RSA_HASHES.iter().find(|hash| is_pss_of(hash, identifier)) {
+            Some(hash) => rsa(hash.pss_name, hash.pss),
+            None => Err(SignatureError::Algorithm("RSA-PSS with unusual parameters".to_owned())),
+        };
+    }
+    if let Some(hash) = RSA_HASHES.iter().find(|hash| hash.pkcs1_oid == identifier.oid) {
+        return rsa(hash.pkcs1_name, hash.pkcs1);
+    }
+    if let Some((_, name, algorithms)) = ECDSA.iter().find(|(oid, _, _)| *oid == identifier.oid) {
+        return algorithms
+            .iter()
+            .find(|(curve, _)| *curve == kind)
+            .map(|(_, algorithm)| -> (&'static str, &'static dyn VerificationAlgorithm) {
+                (name, *algorithm)
+            })
+            .ok_or_else(|| mismatch(name));
+    }
+    match identifier.oid {
+        ED25519 if kind == KeyKind::Ed25519 => Ok(("Ed25519", &algorithm::ED25519)),
+        ED25519 => Err(mismatch("Ed25519")),
+        RSA_SHA1 | ECDSA_SHA1 => Err(SignatureError::Sha1),
+        oid => Err(SignatureError::Algorithm(oid.to_string())),
+    }
+}
+
+/// Whether these are RSASSA-PSS-params of `hash`, MGF1 with the same hash, and a salt of its length.
+fn is_pss_of(hash: &RsaHash, identifier: &AlgorithmIdentifierRef<'_>) -> bool {
+    let is_hash = |identifier: &AlgorithmIdentifierRef<'_>| {
+        identifier.oid == hash.oid
+            && identifier.parameters.is_none_or(|parameters| parameters == AnyRef::NULL)
+    };
+    let read = |parameters: AnyRef<'_>| -> Result<bool, x509_cert::der::Error> {
+        let mut reader = SliceReader::new(parameters.value())?;
+        let digest =
+            ContextSpecific::<AlgorithmIdentifierRef<'_>>::decode_explicit(&mut reader, TagNumber(0))?;
+        let mask = ContextSpecific::<AlgorithmIdentifierRef<'_>>::decode_explicit(&mut reader, TagNumber(1))?;
+        let salt = ContextSpecific::<u8>::decode_explicit(&mut reader, TagNumber(2))?;
+        let trailer = ContextSpecific::<u8>::decode_explicit(&mut reader, TagNumber(3))?;
+        reader.finish()?;
+        let mask = match mask {
+            Some(mask) if mask.value.oid == MGF1 => mask.value.parameters,
+            _ => None,
+        };
+        let mask = mask.map(|parameters| parameters.decode_as::<AlgorithmIdentifierRef<'_>>()).transpose()?;
+        Ok(digest.is_some_and(|digest| is_hash(&digest.value))
+            && mask.is_some_and(|mask| is_hash(&mask))
+            && salt.is_some_and(|salt| salt.value == hash.length)
+            && trailer.is_none_or(|trailer| trailer.value == 1))
+    };
+    identifier
+        .parameters
+        .filter(|parameters| parameters.tag() == Tag::Sequence)
+        .is_some_and(|parameters| read(parameters).unwrap_or(false))
+}
+
 /// RFC 7427 if the peer announced the curve's hash, else the method of RFC 4754, which names its hash itself.
 fn sign_ecdsa(
     key: &EcdsaKeyPair,
@@ -360,9 +531,9 @@ fn sign_ecdsa(
     let (r, s) = fixed.as_ref().split_at_checked(fixed.as_ref().len() / 2).ok_or(SignatureError::Internal)?;
     let encode = || {
         let (r, s) = (UintRef::new(r)?.to_der()?, UintRef::new(s)?.to_der()?);
-        AnyRef::new(x509_cert::der::Tag::Sequence, &[r, s].concat())?.to_der()
+        AnyRef::new(Tag::Sequence, &[r, s].concat())?.to_der()
     };
-    digital(curve.identifier, &encode().map_err(|_| SignatureError::Internal)?)
+    digital(&identifier(curve.signature_oid, None)?, &encode().map_err(|_| SignatureError::Internal)?)
 }
 
 /// RFC 7427 section 3: length of the AlgorithmIdentifier, the identifier, the signature.
@@ -376,7 +547,7 @@ const NULL: [u8; 2] = [0x05, 0x00];
 fn identifier(oid: ObjectIdentifier, parameters: Option<&[u8]>) -> Result<Vec<u8>, SignatureError> {
     let encode = || {
         let body = [&oid.to_der()?, parameters.unwrap_or_default()].concat();
-        AnyRef::new(x509_cert::der::Tag::Sequence, &body)?.to_der()
+        AnyRef::new(Tag::Sequence, &body)?.to_der()
     };
     encode().map_err(|_: x509_cert::der::Error| SignatureError::Internal)
 }
@@ -390,7 +561,7 @@ fn pss_parameters(hash: &RsaHash) -> Result<Vec<u8>, SignatureError> {
         Ok([&[0xa0 | number, length], body].concat())
     };
     let body = [tagged(0, &digest)?, tagged(1, &mask)?, tagged(2, &[0x02, 0x01, hash.length])?].concat();
-    AnyRef::new(x509_cert::der::Tag::Sequence, &body)
+    AnyRef::new(Tag::Sequence, &body)
         .and_then(|sequence| sequence.to_der())
         .map_err(|_| SignatureError::Internal)
 }
