@@ -13,12 +13,16 @@
 
 pub mod admission;
 pub mod auth;
+pub mod config;
 pub mod crypto;
 pub mod ignored;
+pub mod job;
 pub mod message;
 pub mod negotiate;
+pub mod output;
 pub mod pool;
 pub mod random;
+pub mod report;
 pub mod secret;
 pub mod settings;
 pub mod timers;

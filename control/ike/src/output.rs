@@ -197,11 +197,15 @@ pub struct ChildView {
 /// What a notification that the peer sent as the reason of a failure means, for people.
 pub fn explain_notify(kind: NotifyType) -> &'static str {
     match kind {
-        NotifyType::NO_PROPOSAL_CHOSEN => "the peer accepts none of the proposals; compare `proposals` and `esp` of both ends",
+        NotifyType::NO_PROPOSAL_CHOSEN => {
+            "the peer accepts none of the proposals; compare `proposals` and `esp` of both ends"
+        }
         NotifyType::AUTHENTICATION_FAILED => {
             "the peer refused the authentication; compare identities, secrets and certificates of both ends"
         }
-        NotifyType::TS_UNACCEPTABLE => "the peer accepts none of the traffic selectors; compare the networks of both ends",
+        NotifyType::TS_UNACCEPTABLE => {
+            "the peer accepts none of the traffic selectors; compare the networks of both ends"
+        }
         NotifyType::INVALID_KE_PAYLOAD => "the peer wants another key exchange method than any proposed",
         NotifyType::INTERNAL_ADDRESS_FAILURE => "the peer has no address to assign; is its pool full?",
         NotifyType::FAILED_CP_REQUIRED => "the peer insists on assigning an address; set `request_address`",
@@ -210,7 +214,9 @@ pub fn explain_notify(kind: NotifyType) -> &'static str {
         NotifyType::TEMPORARY_FAILURE => "the peer is busy with another exchange; it is tried again",
         NotifyType::CHILD_SA_NOT_FOUND => "the peer does not know the CHILD_SA",
         NotifyType::INVALID_SYNTAX => "the peer could not read a message",
-        NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD => "the peer does not know a payload that is marked critical",
+        NotifyType::UNSUPPORTED_CRITICAL_PAYLOAD => {
+            "the peer does not know a payload that is marked critical"
+        }
         NotifyType::INVALID_MAJOR_VERSION => "the peer speaks another version of IKE",
         _ => "the peer sent an error",
     }

@@ -131,7 +131,9 @@ pub enum CloseReason {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
     /// No answer at all.
-    #[error("{0} does not answer; is the peer up, is its address right, does a firewall let UDP 500 and 4500 pass?")]
+    #[error(
+        "{0} does not answer; is the peer up, is its address right, does a firewall let UDP 500 and 4500 pass?"
+    )]
     NoAnswer(IpAddr),
     /// The peer sent an error notification.
     #[error("the peer answered {0}: {text}", text = explain_notify(*.0))]
@@ -154,7 +156,9 @@ pub enum Failure {
     #[error("the peer's public value is no valid one of its key exchange method")]
     PublicValue,
     /// No connection fits the addresses and identities.
-    #[error("no connection fits the peer {identity} at {address}; see `remote`, `remote_auth.id` and `local_auth.id`")]
+    #[error(
+        "no connection fits the peer {identity} at {address}; see `remote`, `remote_auth.id` and `local_auth.id`"
+    )]
     NoConnection {
         /// The identity it claims.
         identity: String,
