@@ -20,6 +20,9 @@ pub use crate::settings::{Retransmit, Settings};
 pub struct Connection {
     /// Its name.
     pub name: Arc<str>,
+    /// Digest of everything else, secrets included, by whoever made it: a connection of the same name and fingerprint is
+    /// the same (OPS-2). Not secret, and not shown.
+    pub fingerprint: [u8; 32],
     /// This side's addresses, in order of preference; empty: any.
     pub local: Vec<IpAddr>,
     /// Networks that the peer may come from; empty: any.

@@ -3,7 +3,7 @@
 use core::time::Duration;
 
 /// Settings of a whole endpoint.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Retransmission of requests.
     pub retransmit: Retransmit,

@@ -19,9 +19,11 @@ use tracing::{info, warn};
 use super::{
     Answer, ControlReport, Failure, FailureKind, REQUEST_LIMIT, ReloadReport, Request, Response, report,
 };
+use crate::config::ike::Ike;
 use crate::config::{self, Config, ControlSettings};
 use crate::datapath::supervisor::{Command, View};
 use crate::desired::Desired;
+use crate::ike::api::IkeCommand;
 use postern_contract::settings::DatapathSettings;
 
 /// Connections that are served at a time; more wait.
@@ -69,6 +71,8 @@ pub struct Daemon {
     pub config: PathBuf,
     /// Orders to the supervisor.
     pub commands: mpsc::Sender<Command>,
+    /// Orders to IKE.
+    pub ike: mpsc::Sender<IkeCommand>,
     /// When the daemon began.
     pub started: Instant,
     /// The settings that only a start can change, as they are in force.
@@ -185,8 +189,8 @@ impl Daemon {
         let path = self.config.clone();
         let config = tokio::task::spawn_blocking(move || config::load(&path)).await;
         let config = config.map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
-        let Config { datapath, control, tunnels, policies, relays, holds_keys, warnings } =
-            config.map_err(|error| Failure {
+        let Config { datapath, control, tunnels, policies, relays, ike, holds_keys, warnings } = config
+            .map_err(|error| Failure {
                 kind: FailureKind::Configuration,
                 message: "the configuration file has errors; nothing was changed".to_owned(),
                 findings: error.0,
@@ -201,10 +205,24 @@ impl Daemon {
         if control != self.in_force.1 {
             notes.push("[control] changed: takes effect when postern-control is started again".to_owned());
         }
-        let kept = Config { datapath, control, tunnels, policies, relays, holds_keys, warnings: Vec::new() };
+        let kept = Config {
+            datapath,
+            control,
+            tunnels,
+            policies,
+            relays,
+            ike: Ike::default(),
+            holds_keys,
+            warnings: Vec::new(),
+        };
         let desired = Desired::new(kept);
         let changes = self.ask(|done| Command::Replace { desired, dry_run, done }).await?;
-        let changes = changes.map_err(|problem| failure(FailureKind::DatapathDown, problem))?;
+        let mut changes = changes.map_err(|problem| failure(FailureKind::DatapathDown, problem))?;
+        // Without connections at the start and now, there is nothing that could be told.
+        if !(self.ike.is_closed() && ike.connections.is_empty()) {
+            let ike = Box::new(ike);
+            changes.steps.extend(self.ask_ike(|reply| IkeCommand::Configure { ike, dry_run, reply }).await?);
+        }
         if !dry_run {
             info!("the configuration was read again: {changes}");
             self.warnings.lock().await.clone_from(&warnings);
@@ -227,6 +245,13 @@ impl Daemon {
         let (reply, answer) = oneshot::channel();
         let ended = || failure(FailureKind::Internal, "postern-control is stopping");
         self.commands.send(command(reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())
+    }
+
+    async fn ask_ike<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> IkeCommand) -> Result<T, Failure> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || failure(FailureKind::Internal, "IKE is stopping");
+        self.ike.send(command(reply)).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())
     }
 

@@ -132,10 +132,12 @@ async fn run(arguments: &Arguments, config: Config) -> Result<(), (u8, String)> 
     );
 
     let (commands, receiver) = mpsc::channel(16);
+    let (ike, _) = mpsc::channel(64);
     let (stop, mut stopped) = mpsc::channel(1);
     let daemon = Arc::new(Daemon {
         config: arguments.config.clone(),
         commands: commands.clone(),
+        ike,
         started: Instant::now(),
         in_force: (datapath, control),
         warnings,

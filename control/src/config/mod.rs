@@ -5,6 +5,7 @@
 //! of the file is wiped after reading. `hwtests/` and the README show the layout; [`sections`] reads it.
 
 mod diagnostic;
+pub mod ike;
 mod keys;
 mod reader;
 mod sections;
@@ -41,6 +42,8 @@ pub struct Config {
     pub policies: Vec<PlainPolicy>,
     /// Each `[[relay]]`.
     pub relays: Vec<Relay>,
+    /// `[ike]`, each `[[pool]]` and each `[[connection]]`.
+    pub ike: ike::Ike,
     /// The file itself holds keys, not only the names of key files.
     pub holds_keys: bool,
     /// What may not be as it was meant.

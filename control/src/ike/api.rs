@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::Failure;
+use crate::config::ike::Ike;
 
 /// Where an answer goes. A failure's kind decides the exit code of `postern`: what is not configured is
 /// [`NotFound`](crate::admin::FailureKind::NotFound).
@@ -63,6 +64,15 @@ pub enum IkeCommand {
         backlog: usize,
         /// Where they go.
         events: mpsc::Sender<IkeEvent>,
+    },
+    /// Take over another configuration: SAs of connections that are gone or changed are closed, others stay.
+    Configure {
+        /// The new configuration.
+        ike: Box<Ike>,
+        /// Only say what would change.
+        dry_run: bool,
+        /// A line for each change, of [`Ike::changes`].
+        reply: oneshot::Sender<Vec<String>>,
     },
     /// Counters of messages that were not acted on, of handshakes and of failures, by label.
     Counters(oneshot::Sender<Vec<(String, u64)>>),

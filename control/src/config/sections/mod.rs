@@ -71,6 +71,7 @@ fn document_sections(
         tunnels,
         policies,
         relays,
+        ike: super::ike::Ike::default(),
         holds_keys: context.holds_keys.get(),
         warnings: Vec::new(),
     })
