@@ -3,6 +3,9 @@
 //! `proposal` chooses among proposals and gives a [`Chosen`], `keyword` reads and writes them in strongSwan's words, and
 //! `selector` narrows traffic selectors. Nothing here knows how an algorithm is computed.
 
+pub mod keyword;
+pub mod proposal;
+
 use core::fmt;
 
 use arrayvec::ArrayVec;
