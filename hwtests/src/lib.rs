@@ -8,6 +8,8 @@
 
 pub mod capture;
 pub mod config;
+pub mod flood;
+pub mod impair;
 pub mod netns;
 pub mod node;
 pub mod oracle;
@@ -15,6 +17,7 @@ pub mod packet;
 pub mod peer;
 pub mod pki;
 pub mod process;
+pub mod tap;
 pub mod topology;
 pub mod traffic;
 pub mod veth;

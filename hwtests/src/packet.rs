@@ -95,6 +95,15 @@ pub fn outer_header(packet: &[u8]) -> Option<Outer> {
     })
 }
 
+/// Whether an Ethernet frame carries IKE: UDP on port 500, or on 4500 with the non-ESP marker (RFC 3948 section 2.2).
+pub fn is_ike(frame: &[u8]) -> bool {
+    let Some(packet) = frame.get(ETHERNET..) else { return false };
+    let Some(header) = outer_header(packet).filter(|header| header.protocol == 17) else { return false };
+    let Some([a, b, c, d, _, _, _, _, data @ ..]) = packet.get(header.size..) else { return false };
+    let ports = [u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d])];
+    ports.contains(&500) || (ports.contains(&4500) && data.starts_with(&[0; 4]))
+}
+
 /// Makes an IPv4 header's checksum right; leaves IPv6 alone.
 pub fn fix_ip_checksum(packet: &mut [u8]) {
     if packet.first().is_none_or(|byte| byte >> 4 != 4) {

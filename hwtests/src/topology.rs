@@ -4,10 +4,12 @@
 //! pair     h1 ── g1 ──[left]── g2 ── h2                        two gateways on one segment
 //! relay    h1 ── g1 ──[left]── relay ──[right]── g2 ── h2      a relay between them
 //! routed   h1 ── g1 ──[left]── router ──[right]── g2 ── h2     an ordinary router (kernel) between them
+//! roam     client ═══ access ──[left]── g2 ── h2               a client with three networks; the first is behind a NAT
 //! ```
 //!
 //! Every name is a namespace; the segments are bridges in a namespace of their own called `wire`, where packets
-//! between gateways can be captured. All interfaces have an IPv4 and an IPv6 address. Only the router forwards.
+//! between gateways can be captured. All interfaces have an IPv4 and an IPv6 address, but for the client's networks, which
+//! have IPv4 only. Only router and access forward.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -29,11 +31,13 @@ pub enum Kind {
     Relay,
     /// A router between two gateways.
     Routed,
+    /// A client that moves between networks.
+    Roam,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Pair, Self::Relay, Self::Routed];
+    pub const ALL: [Self; 4] = [Self::Pair, Self::Relay, Self::Routed, Self::Roam];
 
     /// Name on the command line.
     pub const fn name(self) -> &'static str {
@@ -41,6 +45,7 @@ impl Kind {
             Self::Pair => "pair",
             Self::Relay => "relay",
             Self::Routed => "routed",
+            Self::Roam => "roam",
         }
     }
 
@@ -52,6 +57,9 @@ impl Kind {
             Self::Routed => {
                 "h1 - g1 -[left]- router -[right]- g2 - h2: an ordinary router between two gateways"
             }
+            Self::Roam => {
+                "client = access -[left]- g2 - h2: a client with three networks, the first behind a NAT"
+            }
         }
     }
 
@@ -61,13 +69,14 @@ impl Kind {
             Self::Pair => &["h1", "g1", "wire", "g2", "h2"],
             Self::Relay => &["h1", "g1", "wire", "relay", "g2", "h2"],
             Self::Routed => &["h1", "g1", "wire", "router", "g2", "h2"],
+            Self::Roam => &["client", "access", "wire", "g2", "h2"],
         }
     }
 
     /// What stands between the two segments.
     const fn middle(self) -> Option<&'static str> {
         match self {
-            Self::Pair => None,
+            Self::Pair | Self::Roam => None,
             Self::Relay => Some("relay"),
             Self::Routed => Some("router"),
         }
@@ -160,6 +169,11 @@ pub fn more_inside(family: Family, number: u8, host: u8) -> IpAddr {
     }
 }
 
+/// The client's address in its network `number` (0 to 2; 0 is behind a NAT).
+pub fn roaming(number: u8) -> IpAddr {
+    IpAddr::from([172, 16 + number, 0, 10])
+}
+
 /// A standing network and the nodes in it.
 #[derive(Debug)]
 pub struct Topology {
@@ -196,7 +210,9 @@ impl Topology {
     }
 
     fn lay_wires(&self, wire: Wire) -> Result<()> {
-        for (number, host, gateway) in [(1, "h1", "g1"), (2, "h2", "g2")] {
+        let roam = self.kind == Kind::Roam;
+        for (number, host, gateway) in [(1, "h1", "g1"), (2, "h2", "g2")].into_iter().skip(usize::from(roam))
+        {
             let host = End { namespace: self.ns(host)?, interface: "eth0" };
             let gateway = End { namespace: self.ns(gateway)?, interface: "inside" };
             wire.connect(host, gateway)?;
@@ -222,12 +238,20 @@ impl Topology {
         } else {
             Segment::Left
         };
-        for (gateway, at, host) in [("g1", Segment::Left, 1), ("g2", far, 2)] {
+        if roam {
+            self.lay_roaming_wires(wire)?;
+        }
+        for (gateway, at, host) in
+            [("g1", Segment::Left, 1), ("g2", far, 2)].into_iter().skip(usize::from(roam))
+        {
             let end = End { namespace: self.ns(gateway)?, interface: "outside" };
             plug(wire, end, segments, at.name(), gateway)?;
             for family in Family::ALL {
                 address(end, at.address(family, host), family.pick(24, 64))?;
             }
+        }
+        if roam {
+            route(self.ns("g2")?, "172.16.0.0/12", Segment::Left.address(Family::V4, 254))?;
         }
         if self.kind == Kind::Routed {
             self.ns("router")?.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")?;
@@ -236,6 +260,35 @@ impl Topology {
                 route(self.ns("g2")?, &Segment::Left.net(family), Segment::Right.address(family, 10))?;
             }
         }
+        Ok(())
+    }
+
+    /// Between the client and the segment. The client prefers its first network; what it sends from an address goes by
+    /// that address's network.
+    fn lay_roaming_wires(&self, wire: Wire) -> Result<()> {
+        let (client, access) = (self.ns("client")?, self.ns("access")?);
+        let wan = End { namespace: access, interface: "wan" };
+        plug(wire, wan, self.ns("wire")?, "left", "access")?;
+        address(wan, Segment::Left.address(Family::V4, 254), 24)?;
+        for number in 0..3 {
+            let (up, down) = (format!("up{number}"), format!("down{number}"));
+            let near = End { namespace: client, interface: &up };
+            let far = End { namespace: access, interface: &down };
+            wire.connect(near, far)?;
+            let gateway = IpAddr::from([172, 16 + number, 0, 254]);
+            address(near, roaming(number), 24)?;
+            address(far, gateway, 24)?;
+            let metric = u32::from(number) * 100 + 100;
+            client.sh(&format!("ip route add default via {gateway} dev {up} metric {metric}"))?;
+            client.sh(&format!("ip route add default via {gateway} dev {up} table {metric}"))?;
+            client.sh(&format!("ip rule add from {} table {metric} priority {metric}", roaming(number)))?;
+        }
+        access.sh("sysctl -qw net.ipv4.ip_forward=1")?;
+        access.sh("nft add table ip nat")?;
+        access.sh("nft add chain ip nat post { type nat hook postrouting priority srcnat ; }")?;
+        // The ports are others outside, as behind a NAT with several clients.
+        access.sh("nft add rule ip nat post ip saddr 172.16.0.0/24 oifname wan meta l4proto udp masquerade to :20000-30000")?;
+        access.sh("nft add rule ip nat post ip saddr 172.16.0.0/24 oifname wan masquerade")?;
         Ok(())
     }
 
@@ -256,7 +309,7 @@ impl Topology {
 
     /// Outer addresses of g1 and g2.
     pub fn outer(&self, family: Family) -> (IpAddr, IpAddr) {
-        let far = if self.kind == Kind::Pair { Segment::Left } else { Segment::Right };
+        let far = if self.kind.middle().is_none() { Segment::Left } else { Segment::Right };
         (Segment::Left.address(family, 1), far.address(family, 2))
     }
 

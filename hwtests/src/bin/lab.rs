@@ -174,6 +174,7 @@ fn up(
     if stands(kind) {
         bail!("{0} stands already: `lab show {0}`, `lab down {0}`", kind.name());
     }
+    ensure!(bare || kind != Kind::Roam, "roam is for IKE: static tunnels do not fit it, use --bare");
     ensure!(esp.is_some() || ah.is_some(), "neither ESP nor AH: nothing would be protected");
     ensure!(!natt || ah.is_none(), "AH cannot be encapsulated in UDP (RFC 3948)");
     let outer = match outer {
@@ -241,10 +242,12 @@ fn show(dir: &Path, kind: Kind) -> Result<()> {
     }
     let name = kind.name();
     println!("\nTry:");
-    for family in Family::ALL {
-        println!("  hwtests/lab exec {name} h1 ping {}", inside(family, 2, 10));
+    let (host, families) =
+        if kind == Kind::Roam { ("client", &Family::ALL[..1]) } else { ("h1", &Family::ALL[..]) };
+    for family in families {
+        println!("  hwtests/lab exec {name} {host} ping {}", inside(*family, 2, 10));
     }
-    println!("  hwtests/lab exec {name} wire tcpdump -ni g1");
+    println!("  hwtests/lab exec {name} wire tcpdump -ni left");
     println!("  hwtests/lab down {name}");
     Ok(())
 }
