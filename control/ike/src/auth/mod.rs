@@ -4,6 +4,7 @@
 //! Shared keys need nothing of this: `crypto::keys` has the AUTH value of a secret.
 
 pub mod certificate;
+pub mod eap;
 pub mod identity;
 pub mod name;
 mod reason;
