@@ -2,3 +2,6 @@
 //! its orders by [`api`].
 
 pub mod api;
+pub mod jobs;
+pub mod sockets;
+pub mod spis;
