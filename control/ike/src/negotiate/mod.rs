@@ -5,6 +5,7 @@
 
 pub mod keyword;
 pub mod proposal;
+pub mod selector;
 
 use core::fmt;
 
