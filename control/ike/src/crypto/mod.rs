@@ -1,4 +1,5 @@
-//! Cryptography of IKE: functions of values, without state that outlives a call and without a source of randomness.
+//! Cryptography of IKE. Randomness is an argument (but for ML-KEM's, see [`ke`]), and nothing is chosen or remembered here
+//! but a [`Sealer`](sk::Sealer)'s next IV.
 //!
 //! [`prf`] and [`keys`] derive (RFC 7296 sections 2.13 to 2.18), [`ke`] exchanges keys, [`sk`] seals and opens what is in
 //! an Encrypted payload, [`mschap`] is what EAP-MSCHAPv2 is made of. What is secret is wiped, compared in constant time
@@ -6,9 +7,14 @@
 
 pub mod digest;
 pub mod ke;
+pub mod keys;
 mod modp;
 pub mod mschap;
 pub mod prf;
+pub mod sk;
+
+#[cfg(test)]
+mod vectors;
 
 #[cfg(test)]
 pub(crate) mod testing {
