@@ -14,18 +14,24 @@
 pub mod admission;
 pub mod auth;
 pub mod config;
+mod connections;
+pub mod counters;
 pub mod crypto;
+pub mod endpoint;
 pub mod ignored;
 pub mod job;
 pub mod message;
 pub mod negotiate;
 pub mod output;
 pub mod pool;
+mod pools;
 pub mod random;
 pub mod report;
 pub mod secret;
 pub mod settings;
 pub mod timers;
+mod v2;
 
+pub use endpoint::Endpoint;
 pub use random::Random;
 pub use secret::Secret;

@@ -14,25 +14,23 @@ pub trait Random {
         self.fill(&mut out);
         out
     }
-}
 
-impl dyn Random + '_ {
     /// A random number.
-    pub fn u64(&mut self) -> u64 {
+    fn u64(&mut self) -> u64 {
         let mut out = [0; 8];
         self.fill(&mut out);
         u64::from_be_bytes(out)
     }
 
     /// A random number.
-    pub fn u32(&mut self) -> u32 {
+    fn u32(&mut self) -> u32 {
         let mut out = [0; 4];
         self.fill(&mut out);
         u32::from_be_bytes(out)
     }
 
     /// `length` random bytes.
-    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
         let mut out = vec![0; length];
         self.fill(&mut out);
         out

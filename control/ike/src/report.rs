@@ -216,6 +216,9 @@ pub enum Failure {
     /// Too slow.
     #[error("it was not complete in time")]
     Timeout,
+    /// It was told to stop.
+    #[error("it was cancelled")]
+    Cancelled,
     /// The connection is gone or changed.
     #[error("the connection was removed or changed")]
     Reconfigured,

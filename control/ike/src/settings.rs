@@ -5,6 +5,10 @@ use core::time::Duration;
 /// Settings of a whole endpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
+    /// This side's port for first messages, as a rule 500.
+    pub port: u16,
+    /// This side's port behind NATs and for MOBIKE, as a rule 4500.
+    pub nat_port: u16,
     /// Retransmission of requests.
     pub retransmit: Retransmit,
     /// Half-open IKE SAs above which a cookie is demanded (RFC 7296 section 2.6).
@@ -27,6 +31,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            port: 500,
+            nat_port: 4500,
             retransmit: Retransmit::default(),
             cookie_threshold: 256,
             half_open_limit: 65_536,

@@ -5,6 +5,7 @@
 //! it has been opened (`crypto::sk`).
 
 pub mod emit;
+pub mod legality;
 pub mod parse;
 pub mod registry;
 

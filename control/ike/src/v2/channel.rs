@@ -24,7 +24,6 @@ use crate::message::emit::{self, SK_PREFIX_LEN, SKF_PREFIX_LEN};
 use crate::message::parse::{self, Body, ParseError, Parsed};
 use crate::message::registry::{ExchangeType, NotifyType, PayloadType};
 use crate::message::{Head, IkeSpi, Notify, Payload};
-use crate::negotiate::IkeSuite;
 use crate::settings::Retransmit;
 
 /// The protected messages of one IKE SA.
@@ -179,8 +178,8 @@ const EXHAUSTED: u32 = u32::MAX;
 const MAX_WAIT: Duration = Duration::from_mins(10);
 
 impl Channel {
-    /// With the keys of `suite`. `None` if the suite has an algorithm that is not known.
-    pub fn new(config: &ChannelConfig, suite: &IkeSuite, keys: &IkeKeys) -> Option<Self> {
+    /// With these keys. `None` if they are of an algorithm that is not known.
+    pub fn new(config: &ChannelConfig, keys: &IkeKeys) -> Option<Self> {
         let &ChannelConfig {
             initiator,
             spi_i,
@@ -190,7 +189,7 @@ impl Channel {
             next_request,
             expected_request,
         } = config;
-        let (sealer, opener) = directions(initiator, suite, keys)?;
+        let (sealer, opener) = directions(initiator, keys)?;
         Some(Self {
             initiator,
             spi_i,
@@ -208,9 +207,9 @@ impl Channel {
     }
 
     /// Goes on with other keys (RFC 9370 section 2.2.2: after each IKE_INTERMEDIATE). Answers in the cache stay as they
-    /// were sealed. Whether the suite is known.
-    pub fn rekey(&mut self, suite: &IkeSuite, keys: &IkeKeys) -> bool {
-        let Some((sealer, opener)) = directions(self.initiator, suite, keys) else { return false };
+    /// were sealed. Whether their algorithm is known.
+    pub fn rekey(&mut self, keys: &IkeKeys) -> bool {
+        let Some((sealer, opener)) = directions(self.initiator, keys) else { return false };
         (self.sealer, self.opener) = (sealer, opener);
         true
     }
@@ -396,28 +395,27 @@ impl Channel {
     fn seal(&mut self, head: &Head, payloads: &[Payload], random: &mut dyn Random) -> Datagrams {
         let mut plain = Vec::new();
         let first = emit::chain(payloads, &mut plain);
-        let sealed = self.sealer.sealed_len(plain.len());
+        let sealed = self.sealer.sealed_length(plain.len());
         if let Some(limit) = self.fragment_size.map(usize::from)
             && SK_PREFIX_LEN + sealed > limit
         {
             let part = self.fragment_room(limit);
             if let Ok(total) = u16::try_from(plain.len().div_ceil(part)) {
                 let fragments = (1..=total).zip(plain.chunks(part)).map(|(number, part)| {
-                    let sealed = self.sealer.sealed_len(part.len());
+                    let sealed = self.sealer.sealed_length(part.len());
                     let prefix = emit::skf_prefix(head, first, number, total, sealed);
-                    self.sealer.seal(random, prefix, part.to_vec())
+                    self.sealer.seal(random, prefix, part)
                 });
                 return Datagrams::from(fragments.collect::<Vec<_>>());
             }
         }
         let prefix = emit::sk_prefix(head, first, sealed);
-        Datagrams::from(vec![self.sealer.seal(random, prefix, plain)])
+        Datagrams::from(vec![self.sealer.seal(random, prefix, &plain)])
     }
 
     /// Most bytes of payloads in a fragment of `limit` bytes.
     fn fragment_room(&self, limit: usize) -> usize {
-        let fits = |&length: &usize| SKF_PREFIX_LEN + self.sealer.sealed_len(length) <= limit;
-        (MIN_FRAGMENT..limit).rev().find(fits).unwrap_or(MIN_FRAGMENT)
+        self.sealer.longest_chain(limit.saturating_sub(SKF_PREFIX_LEN)).max(MIN_FRAGMENT)
     }
 }
 
@@ -447,11 +445,8 @@ fn open(
     }
 }
 
-fn directions(initiator: bool, suite: &IkeSuite, keys: &IkeKeys) -> Option<(Sealer, Opener)> {
-    let ours = (keys.sk_ei(), keys.sk_ai());
-    let theirs = (keys.sk_er(), keys.sk_ar());
-    let (ours, theirs) = if initiator { (ours, theirs) } else { (theirs, ours) };
-    Some((Sealer::new(suite, ours.0, ours.1)?, Opener::new(suite, theirs.0, theirs.1)?))
+fn directions(initiator: bool, keys: &IkeKeys) -> Option<(Sealer, Opener)> {
+    Some((keys.sealer(initiator)?, keys.opener(!initiator)?))
 }
 
 /// Tells whether a datagram is the one that was authenticated before. Whoever does not know that one cannot make another
