@@ -16,11 +16,11 @@ use webpki::{
     CertRevocationList, EndEntityCert, ExpirationPolicy, ExtendedKeyUsageValidator, KeyPurposeIdIter,
     OwnedCertRevocationList, RevocationOptionsBuilder, UnknownStatusPolicy, anchor_from_trusted_cert,
 };
-use x509_cert::certificate::{Certificate, Rfc5280};
+use x509_cert::certificate::{Certificate, Rfc5280, Version};
 use x509_cert::crl::CertificateList;
 use x509_cert::der::{Decode, Encode};
 use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::ext::pkix::{KeyUsage, SubjectAltName, SubjectKeyIdentifier};
+use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectAltName, SubjectKeyIdentifier};
 use x509_cert::name::Name;
 
 use super::identity::Identity;
@@ -89,8 +89,11 @@ pub struct Trust {
 
 pub(super) struct Anchor {
     der: Vec<u8>,
-    anchor: TrustAnchor<'static>,
+    /// As webpki wants it.
+    authority: TrustAnchor<'static>,
     pub(super) certificate: Certificate,
+    /// Whether it may issue certificates; if not, it only stands for itself.
+    pub(super) is_ca: bool,
     /// SHA-1 of the Subject Public Key Info.
     key_hash: Vec<u8>,
 }
@@ -225,11 +228,11 @@ impl Trust {
         let case = Case::new(self, own, presented, at);
         let own_der = CertificateDer::from(der);
         let end = EndEntityCert::try_from(&own_der).map_err(|error| case.explain(&error))?;
-        // webpki takes an anchor as it is; RFC 5280 leaves its validity to us, and an expired CA is none.
+        // webpki takes an anchor as it is: that it is a CA, and not out of time, is ours to see to.
         let anchors: Vec<TrustAnchor<'_>> = self
             .anchors
             .iter()
-            .filter(|anchor| in_time(&anchor.certificate, at).is_ok())
+            .filter(|anchor| anchor.is_ca && in_time(&anchor.certificate, at).is_ok())
             .map(Anchor::borrow)
             .collect();
         let intermediates: Vec<CertificateDer<'_>> = presented
@@ -237,6 +240,8 @@ impl Trust {
             .iter()
             .skip(1)
             .take(PRESENTED_LIMIT)
+            // One that cannot be read must not keep webpki from the others.
+            .filter(|der| Certificate::from_der(der).is_ok())
             .map(|der| CertificateDer::from(der.as_slice()))
             .collect();
         let time = UnixTime::since_unix_epoch(at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default());
@@ -271,6 +276,11 @@ impl Trust {
         let path = found.map_err(|error| case.explain(&error))?;
 
         let anchor = self.anchors.iter().find(|anchor| anchor.borrow() == *path.anchor());
+        // webpki looks at the path length that intermediate CAs allow, not at that of the anchor.
+        let allowed = anchor.and_then(|anchor| path_length(&anchor.certificate));
+        if allowed.is_some_and(|allowed| path.intermediate_certificates().count() > usize::from(allowed)) {
+            return Err(case.explain(&webpki::Error::PathLenConstraintViolated));
+        }
         let intermediates = path
             .intermediate_certificates()
             .filter_map(|certificate| Certificate::from_der(&certificate.der()).ok())
@@ -296,20 +306,20 @@ impl fmt::Debug for Trust {
 impl Anchor {
     fn new(der: &[u8]) -> Result<Self, String> {
         let certificate = Certificate::from_der(der).map_err(|error| error.to_string())?;
-        let anchor = anchor_from_trusted_cert(&CertificateDer::from(der))
+        let authority = anchor_from_trusted_cert(&CertificateDer::from(der))
             .map_err(|error| error.to_string())?
             .to_owned();
         let key_hash =
             digest::digest(&digest::SHA1_FOR_LEGACY_USE_ONLY, &spki(&certificate)?).as_ref().to_vec();
-        Ok(Self { der: der.to_vec(), anchor, certificate, key_hash })
+        Ok(Self { der: der.to_vec(), authority, is_ca: is_ca(&certificate), certificate, key_hash })
     }
 
     /// A copy that owns nothing.
     fn borrow(&self) -> TrustAnchor<'_> {
         TrustAnchor {
-            subject: Der::from(self.anchor.subject.as_ref()),
-            subject_public_key_info: Der::from(self.anchor.subject_public_key_info.as_ref()),
-            name_constraints: self.anchor.name_constraints.as_ref().map(|der| Der::from(der.as_ref())),
+            subject: Der::from(self.authority.subject.as_ref()),
+            subject_public_key_info: Der::from(self.authority.subject_public_key_info.as_ref()),
+            name_constraints: self.authority.name_constraints.as_ref().map(|der| Der::from(der.as_ref())),
         }
     }
 }
@@ -374,6 +384,27 @@ impl ExtendedKeyUsageValidator for Purpose {
 
 /// 1.3.6.1.5.5.7.3.17, DER without tag and length.
 const IPSEC_IKE: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x11];
+
+/// RFC 5280 section 4.2.1.9. Roots of X.509 version 1 have no extensions that could say so; they are taken for what the
+/// configuration says they are.
+fn is_ca(certificate: &Certificate) -> bool {
+    let tbs = certificate.tbs_certificate();
+    let may_issue = match tbs.get_extension::<KeyUsage>() {
+        Ok(usage) => usage.is_none_or(|(_, usage)| usage.key_cert_sign()),
+        Err(_) => false,
+    };
+    match tbs.get_extension::<BasicConstraints>() {
+        Ok(Some((_, constraints))) => constraints.ca && may_issue,
+        Ok(None) => tbs.version() == Version::V1,
+        Err(_) => false,
+    }
+}
+
+/// How many CAs may follow below this one.
+fn path_length(certificate: &Certificate) -> Option<u8> {
+    let constraints = certificate.tbs_certificate().get_extension::<BasicConstraints>().ok()??;
+    constraints.1.path_len_constraint
+}
 
 /// RFC 4945 section 5.1.3.2: "if a KeyUsage extension is present, … implementations … MUST … digitalSignature or
 /// nonRepudiation".

@@ -330,7 +330,7 @@ fn name(text: &str) -> Result<Identity, IdentityError> {
 
 fn unhex(digits: &str) -> Result<Vec<u8>, IdentityError> {
     let wrong = || IdentityError::Hex(digits.to_owned());
-    if digits.is_empty() || digits.len() % 2 != 0 || digits.len() > 2 * TEXT_LIMIT {
+    if digits.is_empty() || !digits.len().is_multiple_of(2) || digits.len() > 2 * TEXT_LIMIT {
         return Err(wrong());
     }
     digits
@@ -352,4 +352,185 @@ fn hex(f: &mut fmt::Formatter<'_>, data: &[u8]) -> fmt::Result {
         write!(f, "{byte:02x}")?;
     }
     if data.len() > SHOWN_LIMIT { f.write_str("…") } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::hash::BuildHasher;
+    use std::hash::RandomState;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn id(text: &str) -> Identity {
+        text.parse().unwrap()
+    }
+
+    fn data(kind: IdType, bytes: &[u8]) -> IdData {
+        IdData { kind, data: bytes.to_vec() }
+    }
+
+    /// IKE-3: text becomes the type and bytes that strongSwan makes of it (its `identification_create_from_string`).
+    #[test]
+    fn ike_3_text_as_strongswan_reads_it() {
+        for (text, kind, bytes) in [
+            ("192.0.2.1", IdType::IPV4_ADDR, &[192, 0, 2, 1][..]),
+            ("ip:192.0.2.1", IdType::IPV4_ADDR, &[192, 0, 2, 1]),
+            ("2001:db8::1", IdType::IPV6_ADDR, &[0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+            ("moon.example.org", IdType::FQDN, b"moon.example.org"),
+            ("@moon.example.org", IdType::FQDN, b"moon.example.org"),
+            ("fqdn:a@b", IdType::FQDN, b"a@b"),
+            (" carol ", IdType::FQDN, b"carol"),
+            ("carol@example.org", IdType::RFC822_ADDR, b"carol@example.org"),
+            ("@@carol", IdType::RFC822_ADDR, b"carol"),
+            ("email:carol", IdType::RFC822_ADDR, b"carol"),
+            ("keyid:abc", IdType::KEY_ID, b"abc"),
+            ("keyid:0x00ff", IdType::KEY_ID, &[0, 0xff]),
+            ("@#00FF", IdType::KEY_ID, &[0, 0xff]),
+            (
+                "C=CH, O=x",
+                IdType::DER_ASN1_DN,
+                b"\x30\x19\x31\x0b\x30\x09\x06\x03\x55\x04\x06\x13\x02CH\x31\x0a\x30\x08\x06\x03\x55\x04\x0a\x13\x01x",
+            ),
+        ] {
+            let expected = data(kind, bytes);
+            assert_eq!(id(text).to_data(), expected, "{text}");
+            assert_eq!(Identity::from_data(&expected), id(text));
+        }
+    }
+
+    /// OPS-2: what is wrong with an identity is said.
+    #[test]
+    fn ops_2_errors_say_what_is_wrong() {
+        for (text, expected) in [
+            ("", "an identity is empty"),
+            ("keyid:0x1", "the key identifier \"1\" is no even number of hexadecimal digits"),
+            ("keyid:0xzz", "the key identifier \"zz\" is no even number of hexadecimal digits"),
+            ("ip:moon", "\"moon\" is no address"),
+            ("moon\u{7}", "the identity \"moon\\u{7}\" has characters that cannot be shown"),
+            ("C=CH, moon", "the distinguished name \"C=CH, moon\": \"moon\" is not of the form TYPE=value"),
+            (
+                "C=CH, X=moon",
+                "the distinguished name \"C=CH, X=moon\": the attribute \"X\" is unknown; known are C, O, OU, CN, L, ST, \
+                 DC, E, UID, SN and more, or an OID in dots",
+            ),
+        ] {
+            assert_eq!(text.parse::<Identity>().unwrap_err().to_string(), expected);
+        }
+        assert_eq!("x".repeat(400).parse::<Identity>(), Err(IdentityError::TooLong));
+    }
+
+    /// IKE-3: names compare as people expect, and equal ones have equal hashes.
+    #[test]
+    fn ike_3_equal_identities() {
+        let state = RandomState::new();
+        for (a, b) in [
+            ("moon.example.org", "Moon.EXAMPLE.org"),
+            ("carol@example.org", "Carol@Example.org"),
+            ("C=CH, O=Linux  strongSwan, CN=moon", "/c=ch/o=linux strongSwan /cn=MOON"),
+            ("C=CH, 2.5.4.3=moon", "C=CH, CN=moon"),
+        ] {
+            assert_eq!(id(a), id(b));
+            assert_eq!(state.hash_one(id(a)), state.hash_one(id(b)));
+        }
+        for (a, b) in [
+            ("moon", "moon.example.org"),
+            ("moon", "email:moon"),
+            ("keyid:moon", "moon"),
+            ("C=CH, CN=moon", "CN=moon, C=CH"),
+            ("C=CH, CN=moon", "C=CH, CN=moon, CN=moon"),
+            ("C=CH, CN=moon", "C=CH+CN=moon"),
+            ("C=CH, CN=moon", "C=CH, OU=moon"),
+        ] {
+            assert_ne!(id(a), id(b));
+        }
+    }
+
+    /// IKE-3: patterns match what they should and nothing else; the more specific one counts.
+    #[test]
+    fn ike_3_patterns() {
+        for (pattern, matching, others) in [
+            ("%any", &["moon", "192.0.2.1", "a@b", "C=CH", "keyid:x"][..], &[][..]),
+            (
+                "*.example.org",
+                &["a.example.org", "a.b.EXAMPLE.org"],
+                &[
+                    "example.org",
+                    ".example.org",
+                    "a.example.com",
+                    "aexample.org",
+                    "email:x.example.org",
+                    "192.0.2.1",
+                ],
+            ),
+            (
+                "*@example.org",
+                &["carol@Example.org"],
+                &["email:@example.org", "carol@a.example.org", "fqdn:a@example.org"],
+            ),
+            (
+                "C=CH, O=x, CN=*",
+                &["C=CH, O=X, CN=anything", "C=CH, O=x, CN=*"],
+                &[
+                    "C=CH, O=y, CN=a",
+                    "C=CH, O=x",
+                    "C=CH, O=x, CN=a, CN=b",
+                    "C=CH, O=x, OU=a",
+                    "O=x, C=CH, CN=a",
+                ],
+            ),
+            ("moon", &["Moon"], &["moon.example.org", "email:moon"]),
+            ("192.0.2.1", &["192.0.2.1"], &["192.0.2.2", "fqdn:192.0.2.1"]),
+        ] {
+            let parsed: IdentityPattern = pattern.parse().unwrap();
+            assert_eq!(parsed.to_string(), pattern);
+            assert!(matching.iter().all(|text| parsed.matches(&id(text))), "{pattern}");
+            assert!(!others.iter().any(|text| parsed.matches(&id(text))), "{pattern}");
+        }
+        let specificity: Vec<u32> = ["%any", "*.org", "*.example.org", "moon.example.org"]
+            .map(|text| text.parse::<IdentityPattern>().unwrap().specificity())
+            .to_vec();
+        assert!(specificity.is_sorted() && specificity[0] == 0, "{specificity:?}");
+    }
+
+    /// Payloads whose data does not fit their type keep it, and are shown without harm.
+    #[test]
+    fn odd_payloads_are_kept() {
+        for (kind, bytes, shown) in [
+            (IdType::FQDN, &b"evil\nname"[..], "FQDN:0x6576696c0a6e616d65"),
+            (IdType::FQDN, b"", "FQDN:0x"),
+            (IdType::RFC822_ADDR, &[0xff, 0xfe], "RFC822_ADDR:0xfffe"),
+            (IdType::IPV4_ADDR, &[1, 2, 3], "IPV4_ADDR:0x010203"),
+            (IdType::DER_ASN1_DN, &[0x30, 0x05], "DER_ASN1_DN:0x3005"),
+            (IdType(99), b"x", "IdType(99):0x78"),
+        ] {
+            let identity = Identity::from_data(&data(kind, bytes));
+            assert_eq!(identity.to_string(), shown);
+            assert_eq!(identity.to_data(), data(kind, bytes));
+        }
+        assert!(Identity::from_data(&data(IdType::KEY_ID, &[7; 5000])).to_string().len() < 200);
+    }
+
+    proptest! {
+        /// Any payload becomes an identity that goes back to the same bytes and can be shown on one line.
+        #[test]
+        fn any_payload(kind in 0_u8..15, bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            let data = data(IdType(kind), &bytes);
+            let identity = Identity::from_data(&data);
+            prop_assert_eq!(identity.to_data(), data);
+            prop_assert!(!identity.to_string().chars().any(char::is_control));
+        }
+
+        /// Any text is an identity or an error; what is shown reads as the same identity.
+        #[test]
+        fn any_text(text in "[-@#*.:=,+/\\\\a-zA-Z0-9 é]{0,30}|(C|O|CN)=[ -~]{0,10}(, ?(DC|E|OU)=[ -~é]{0,10}){0,3}") {
+            let _ = text.parse::<IdentityPattern>();
+            if let Ok(identity @ (Identity::Dn(_) | Identity::Ip(_) | Identity::KeyId(_))) = text.parse::<Identity>() {
+                let shown = identity.to_string();
+                prop_assert_eq!(Ok(identity.clone()), shown.parse(), "{}", shown);
+                prop_assert_eq!(Identity::from_data(&identity.to_data()), identity);
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod certificate;
 pub mod eap;
+pub mod files;
 pub mod identity;
 pub mod name;
 mod reason;

@@ -114,6 +114,8 @@ pub enum CertificateError {
     Signature(#[from] SignatureError),
 }
 
+const NO_CA: &str = "a certificate in it was issued by one that is not a CA's";
+
 /// A peer's certificate that was looked at, and all that belongs to it.
 pub(super) struct Case<'a> {
     trust: &'a Trust,
@@ -122,7 +124,7 @@ pub(super) struct Case<'a> {
     /// subject.
     chain: Vec<Certificate>,
     /// The configured CA that issued the last one of them, going by its name.
-    top: Option<Certificate>,
+    top: Option<&'a Anchor>,
     pub(super) sent_crls: Vec<Crl>,
     at: SystemTime,
 }
@@ -138,12 +140,13 @@ impl<'a> Case<'a> {
             .filter_map(|der| Certificate::from_der(der).ok())
             .collect();
         let mut chain = vec![own.clone()];
-        let mut top = None;
+        let mut top: Option<&Anchor> = None;
         while let Some(last) = chain.last() {
             let issuer = last.tbs_certificate().issuer();
-            let subject_is = |certificate: &&Certificate| certificate.tbs_certificate().subject() == issuer;
-            top = trust.anchors.iter().map(|anchor: &Anchor| &anchor.certificate).find(subject_is).cloned();
-            let next = others.iter().find(subject_is).filter(|next| !chain.contains(next)).cloned();
+            top =
+                trust.anchors.iter().find(|anchor| anchor.certificate.tbs_certificate().subject() == issuer);
+            let next = others.iter().find(|next| next.tbs_certificate().subject() == issuer);
+            let next = next.filter(|next| !chain.contains(next)).cloned();
             match next {
                 Some(next) if top.is_none() && chain.len() < PATH_LIMIT => chain.push(next),
                 _ => break,
@@ -158,8 +161,11 @@ impl<'a> Case<'a> {
         use webpki::Error;
         let subject = shown(self.own.tbs_certificate().subject());
         // A certificate of the path that is out of time explains every other error.
-        if let Some(error) =
-            self.chain.iter().chain(&self.top).find_map(|certificate| in_time(certificate, self.at).err())
+        if let Some(error) = self
+            .chain
+            .iter()
+            .chain(self.top.map(|anchor| &anchor.certificate))
+            .find_map(|certificate| in_time(certificate, self.at).err())
         {
             return error;
         }
@@ -167,13 +173,13 @@ impl<'a> Case<'a> {
             Error::UnknownIssuer => {
                 let last = self.last().tbs_certificate();
                 let (subject, issuer) = (shown(last.subject()), shown(last.issuer()));
-                if self.top.is_some() {
-                    CertificateError::WrongCaKey { subject, issuer }
-                } else {
-                    CertificateError::UnknownCa { subject, issuer }
+                match self.top {
+                    Some(top) if !top.is_ca => CertificateError::Path { subject, what: NO_CA.to_owned() },
+                    Some(_) => CertificateError::WrongCaKey { subject, issuer },
+                    None => CertificateError::UnknownCa { subject, issuer },
                 }
             }
-            Error::InvalidSignatureForPublicKey => {
+            Error::InvalidSignatureForPublicKey if self.top.is_some() => {
                 let last = self.last().tbs_certificate();
                 CertificateError::WrongCaKey { subject: shown(last.subject()), issuer: shown(last.issuer()) }
             }
@@ -188,7 +194,7 @@ impl<'a> Case<'a> {
                 let missing = self
                     .chain
                     .iter()
-                    .map(|certificate| issuer(certificate))
+                    .map(issuer)
                     .find(|issuer| !self.crls().any(|crl| crl.issuer == *issuer));
                 CertificateError::NoCrl(shown(&missing.unwrap_or_else(|| issuer(self.own))))
             }
@@ -219,10 +225,7 @@ impl<'a> Case<'a> {
             Error::CaUsedAsEndEntity => {
                 CertificateError::Purpose { subject, what: "it is the certificate of a CA" }
             }
-            Error::EndEntityUsedAsCa => CertificateError::Path {
-                subject,
-                what: "a certificate in it was issued by one that is not a CA's".to_owned(),
-            },
+            Error::EndEntityUsedAsCa => CertificateError::Path { subject, what: NO_CA.to_owned() },
             Error::PathLenConstraintViolated => {
                 CertificateError::Path { subject, what: "it is longer than a CA in it allows".to_owned() }
             }

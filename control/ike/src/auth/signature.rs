@@ -467,6 +467,11 @@ fn named(
             None => Err(SignatureError::Algorithm("RSA-PSS with unusual parameters".to_owned())),
         };
     }
+    // RFC 7427 appendix A: RSA has NULL or nothing there, the others have nothing.
+    let null = identifier.parameters.is_some_and(|parameters| parameters == AnyRef::NULL);
+    if identifier.parameters.is_some() && !(null && kind == KeyKind::Rsa) {
+        return Err(SignatureError::Malformed);
+    }
     if let Some(hash) = RSA_HASHES.iter().find(|hash| hash.pkcs1_oid == identifier.oid) {
         return rsa(hash.pkcs1_name, hash.pkcs1);
     }
@@ -501,11 +506,10 @@ fn is_pss_of(hash: &RsaHash, identifier: &AlgorithmIdentifierRef<'_>) -> bool {
         let salt = ContextSpecific::<u8>::decode_explicit(&mut reader, TagNumber(2))?;
         let trailer = ContextSpecific::<u8>::decode_explicit(&mut reader, TagNumber(3))?;
         reader.finish()?;
-        let mask = match mask {
-            Some(mask) if mask.value.oid == MGF1 => mask.value.parameters,
-            _ => None,
+        let mask = match mask.filter(|mask| mask.value.oid == MGF1).and_then(|mask| mask.value.parameters) {
+            Some(parameters) => Some(parameters.decode_as::<AlgorithmIdentifierRef<'_>>()?),
+            None => None,
         };
-        let mask = mask.map(|parameters| parameters.decode_as::<AlgorithmIdentifierRef<'_>>()).transpose()?;
         Ok(digest.is_some_and(|digest| is_hash(&digest.value))
             && mask.is_some_and(|mask| is_hash(&mask))
             && salt.is_some_and(|salt| salt.value == hash.length)

@@ -124,7 +124,9 @@ enum Mschap<'a> {
 fn packet(code: Code, id: u8, kind: Option<Kind>, parts: &[&[u8]]) -> Vec<u8> {
     let mut out = vec![code.0, id, 0, 0];
     out.extend(kind.map(|kind| kind.0));
-    parts.iter().for_each(|part| out.extend_from_slice(part));
+    for part in parts {
+        out.extend_from_slice(part);
+    }
     let length = u16::try_from(out.len()).unwrap_or(u16::MAX);
     out.truncate(usize::from(length));
     if let Some(field) = out.get_mut(2..4) {
