@@ -538,8 +538,10 @@ impl<'a> IntoIterator for &'a Datagrams {
 mod tests {
     use super::*;
     use crate::Secret;
+    use crate::crypto::keys::Seed;
     use crate::message::registry::{EncrId, IntegId, KeMethod, PrfId, ProtocolId};
     use crate::negotiate::Additional;
+    use crate::negotiate::IkeSuite;
 
     struct Zeros;
 
@@ -564,7 +566,8 @@ mod tests {
     }
 
     fn keys(secret: u8) -> IkeKeys {
-        IkeKeys::initial(&suite(), &Secret::new([secret; 32]), &[1; 32], &[2; 32], SPIS).unwrap()
+        let seed = Seed { nonce_i: &[1; 32], nonce_r: &[2; 32], spi_i: SPIS.0, spi_r: SPIS.1 };
+        IkeKeys::initial(&suite(), &Secret::new([secret; 32]), &seed).unwrap()
     }
 
     fn channel(initiator: bool, change: impl FnOnce(&mut ChannelConfig)) -> Channel {
@@ -578,7 +581,7 @@ mod tests {
             expected_request: u32::from(!initiator),
         };
         change(&mut config);
-        Channel::new(&config, &suite(), &keys(7)).unwrap()
+        Channel::new(&config, &keys(7)).unwrap()
     }
 
     fn pair() -> (Channel, Channel) {
@@ -856,10 +859,10 @@ mod tests {
         let asked = a.request(now, INTERMEDIATE, &payloads(1), &mut Zeros);
         let (id, _) = request(give_all(&mut b, now, &asked));
         let answer = b.respond(INTERMEDIATE, id, &[], &mut Zeros);
-        assert!(b.rekey(&suite(), &keys(8)));
+        assert!(b.rekey(&keys(8)));
         assert!(matches!(give_all(&mut b, now, &asked), Received::Duplicate(again) if again == answer));
         response(give_all(&mut a, now, &answer));
-        assert!(a.rekey(&suite(), &keys(8)));
+        assert!(a.rekey(&keys(8)));
         let asked = a.request(now, INFORMATIONAL, &payloads(1), &mut Zeros);
         request(give_all(&mut b, now, &asked));
         let mut old = channel(false, |_| ());
