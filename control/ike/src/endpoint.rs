@@ -15,7 +15,7 @@ use hashbrown::HashMap;
 use crate::Random;
 use crate::admission::{Admission, Verdict};
 use crate::auth::identity::Identity;
-use crate::config::{Child, Connection, PoolConfig, Start};
+use crate::config::{Connection, PoolConfig, Start};
 use crate::connections::Connections;
 use crate::counters::Counters;
 use crate::ignored::Ignored;
@@ -488,21 +488,9 @@ impl Endpoint {
     ) -> Result<Attempt, CommandError> {
         let found = self.core.connections.named(connection);
         let found = found.cloned().ok_or_else(|| CommandError::NoConnection(connection.to_owned()))?;
-        let wanted: Vec<usize> = match child {
-            Some(name) => {
-                let index = found.children.iter().position(|child| &*child.name == name);
-                vec![index.ok_or_else(|| CommandError::NoChild(connection.to_owned(), name.to_owned()))?]
-            }
-            None => {
-                let started = |child: &Child| child.start == Start::Start;
-                let mut wanted: Vec<usize> =
-                    found.children.iter().enumerate().filter(|(_, c)| started(c)).map(|(i, _)| i).collect();
-                if wanted.is_empty() {
-                    wanted = (0..found.children.len()).collect();
-                }
-                wanted
-            }
-        };
+        let wanted = wanted_children(&found, child).ok_or_else(|| {
+            CommandError::NoChild(connection.to_owned(), child.unwrap_or_default().to_owned())
+        })?;
         let usable = |sa: &&IkeSa| sa.is_usable_for(connection);
         if let Some(id) = self.sas.values().filter(usable).map(IkeSa::id).max() {
             self.with(now, id, |sa, core| {
@@ -614,7 +602,7 @@ impl Endpoint {
     /// MOB-2: the datapath saw an authenticated packet of the peer from elsewhere.
     pub fn peer_moved(&mut self, now: Now, child: ChildId, remote: IpAddr, port: Option<u16>) {
         if let Some(sa) = self.core.children.get(&child).copied() {
-            self.with(now, sa, |sa, core| sa.peer_moved(core, now, remote, port));
+            self.with(now, sa, |sa, core| sa.peer_moved(core, remote, port));
         }
     }
 
@@ -698,4 +686,18 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// Indices of the children to begin: the one of this name; else those that are to be up; else all.
+fn wanted_children(connection: &Connection, name: Option<&str>) -> Option<Vec<usize>> {
+    let children = || connection.children.iter().enumerate();
+    if let Some(name) = name {
+        return children().find(|(_, child)| &*child.name == name).map(|(index, _)| vec![index]);
+    }
+    let indices = |started: bool| {
+        let chosen = children().filter(move |(_, child)| !started || child.start == Start::Start);
+        chosen.map(|(index, _)| index).collect::<Vec<usize>>()
+    };
+    let started = indices(true);
+    Some(if started.is_empty() { indices(false) } else { started })
 }

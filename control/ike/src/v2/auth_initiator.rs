@@ -255,7 +255,7 @@ impl Authenticating {
                     return self.refuse(common, core, now, failure);
                 }
                 self.remote_id = Some((identity, id.clone()));
-                self.verified(common, core, now, all)
+                self.verified(common, core, now, &all)
             }
             RemoteAuth::Certificate(trust) if method != AuthMethod::SHARED_KEY => {
                 let job = Job::Verify {
@@ -299,7 +299,7 @@ impl Authenticating {
                     return Ok(State::Authenticating(self));
                 };
                 self.remote_id = Some((Identity::from_data(&id), id));
-                self.verified(common, core, now, all)
+                self.verified(common, core, now, &all)
             }
             (stage, _) => {
                 self.stage = stage;
@@ -309,11 +309,11 @@ impl Authenticating {
     }
 
     /// The peer is who it says.
-    fn verified(self: Box<Self>, common: &mut Common, core: &mut Core, now: Now, all: Vec<Payload>) -> Next {
+    fn verified(self: Box<Self>, common: &mut Common, core: &mut Core, now: Now, all: &[Payload]) -> Next {
         if self.eap.is_some() {
-            return self.eap(common, core, now, &Payloads(&all));
+            return self.eap(common, core, now, &Payloads(all));
         }
-        self.establish(common, core, now, &all)
+        self.establish(common, core, now, all)
     }
 
     /// One step of EAP.

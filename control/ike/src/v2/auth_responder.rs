@@ -192,7 +192,7 @@ fn prove(
         LocalAuth::Psk(secret) => {
             let data = half.keyed.psk(false, &own_id, secret).expose().to_vec();
             let auth = Payload::Auth { method: AuthMethod::SHARED_KEY, data };
-            proved(half, authentication, common, core, now, auth)
+            Ok(proved(half, authentication, common, core, now, auth))
         }
         LocalAuth::Certificate { key, .. } => {
             let octets = half.keyed.octets(false, &own_id);
@@ -218,7 +218,7 @@ fn proved(
     core: &mut Core,
     now: Now,
     auth: Payload,
-) -> Next {
+) -> State {
     let connection = Arc::clone(&authentication.connection);
     let mut payloads = vec![Payload::IdR(connection.local_id.to_data())];
     if let LocalAuth::Certificate { chain, .. } = &connection.local_auth {
@@ -234,7 +234,7 @@ fn proved(
         authentication.step = Step::Eap;
         answer(&mut half, common, core, authentication.message_id, &payloads);
         half.stage = Stage::Authenticating(authentication);
-        return Ok(State::HalfOpen(half));
+        return State::HalfOpen(half);
     }
     establish(half, *authentication, common, core, now, payloads)
 }
@@ -261,7 +261,7 @@ fn further(
         let own_id = authentication.connection.local_id.to_data();
         let data = half.keyed.psk(false, &own_id, msk).expose().to_vec();
         let auth = Payload::Auth { method: AuthMethod::SHARED_KEY, data };
-        return establish(half, *authentication, common, core, now, vec![auth]);
+        return Ok(establish(half, *authentication, common, core, now, vec![auth]));
     }
     let (Some(server), Some(message)) = (&mut authentication.eap, payloads.eap()) else {
         let failure = Failure::Protocol(EXCHANGE, "has no EAP payload");
@@ -304,7 +304,7 @@ pub(super) fn computed(
         }
         (Step::Signing, Done::Signed(Ok(Signature { method, data }))) => {
             authentication.step = Step::Verifying;
-            proved(half, authentication, common, core, now, Payload::Auth { method, data })
+            Ok(proved(half, authentication, common, core, now, Payload::Auth { method, data }))
         }
         (Step::Signing, Done::Signed(Err(error))) => {
             let failure = Failure::Signing(error.to_string());
@@ -325,7 +325,7 @@ fn establish(
     core: &mut Core,
     now: Now,
     mut answer: Vec<Payload>,
-) -> Next {
+) -> State {
     let Authentication { connection, remote_id, request, message_id, .. } = authentication;
     let payloads = Payloads(&request);
     common.peer.mobike = connection.mobike && payloads.notify(NotifyType::MOBIKE_SUPPORTED).is_some();
@@ -378,7 +378,7 @@ fn establish(
     }
     let datagrams = established.respond(core, EXCHANGE, message_id, &answer);
     common.send(core, &datagrams);
-    Ok(State::Established(Box::new(established)))
+    State::Established(Box::new(established))
 }
 
 /// Addresses for the client (section 2.19), and the reply that says so.

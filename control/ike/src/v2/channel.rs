@@ -90,8 +90,6 @@ pub enum Received {
     Response {
         /// Exchange.
         exchange: ExchangeType,
-        /// Message ID.
-        id: u32,
         /// Type of the first payload.
         first: PayloadType,
         /// The payloads.
@@ -118,10 +116,6 @@ pub enum Received {
     MalformedResponse {
         /// Exchange.
         exchange: ExchangeType,
-        /// Message ID.
-        id: u32,
-        /// What is wrong.
-        error: ParseError,
     },
 }
 
@@ -231,6 +225,7 @@ impl Channel {
     }
 
     /// Message ID of the peer's next request.
+    #[cfg(test)]
     pub const fn expected_request_id(&self) -> u32 {
         self.expected_request
     }
@@ -387,8 +382,8 @@ impl Channel {
         let Some(Opened { first, plain, .. }) = opened else { return Ok(Received::Pending) };
         self.outstanding = None;
         Ok(match parse::chain(first, &plain) {
-            Ok(payloads) => Received::Response { exchange, id, first, payloads, plain },
-            Err(error) => Received::MalformedResponse { exchange, id, error },
+            Ok(payloads) => Received::Response { exchange, first, payloads, plain },
+            Err(_) => Received::MalformedResponse { exchange },
         })
     }
 
@@ -638,7 +633,7 @@ mod tests {
         let (mut a, mut b) = pair();
         for round in 0..3 {
             for (from, to, first) in [(0, 1, 1), (1, 0, 0)] {
-                let mut ends = [&mut a, &mut b];
+                let ends = [&mut a, &mut b];
                 let datagrams = ends[from].request(now, INFORMATIONAL, &payloads(round), &mut Zeros);
                 assert!(!ends[from].may_request());
                 let (id, asked) = request(give_all(ends[to], now, &datagrams));
@@ -704,7 +699,7 @@ mod tests {
         let mut before = start;
         loop {
             let due = a.deadline().unwrap();
-            assert_eq!(a.expire(due - Duration::from_nanos(1), &mut Zeros), None);
+            assert_eq!(a.expire(due.checked_sub(Duration::from_nanos(1)).unwrap(), &mut Zeros), None);
             waits.push((due - before).as_secs_f32());
             before = due;
             match a.expire(due, &mut Zeros).unwrap() {
@@ -798,7 +793,7 @@ mod tests {
         };
         let answer = b.respond(INFORMATIONAL, id, &[Payload::Nonce(vec![1])], &mut Zeros);
         match give_all(&mut a, now, &answer) {
-            Received::MalformedResponse { error: ParseError::Syntax(_), .. } => (),
+            Received::MalformedResponse { .. } => (),
             other => panic!("{other:?}"),
         }
         assert!(a.may_request());

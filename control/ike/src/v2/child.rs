@@ -23,7 +23,6 @@ pub(super) struct Child {
     pub(super) id: ChildId,
     /// Index in the connection's children.
     pub(super) index: usize,
-    pub(super) mode: Mode,
     pub(super) spi_in: u32,
     pub(super) spi_out: u32,
     pub(super) suite: ChildSuite,
@@ -314,6 +313,7 @@ pub(super) struct Keying<'a> {
 
 /// Makes the keys and has the datapath install the CHILD_SA. `None` if the suite is not implemented, and then it is neither
 /// proposed nor chosen.
+#[expect(clippy::too_many_arguments, reason = "what a CHILD_SA is made of")]
 pub(super) fn install(
     common: &Common,
     core: &mut Core,
@@ -366,7 +366,6 @@ pub(super) fn install(
     Some(Child {
         id,
         index,
-        mode,
         spi_in,
         spi_out,
         suite,

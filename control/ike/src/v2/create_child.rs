@@ -166,7 +166,7 @@ impl Established {
                 self.send_child(common, core, now, new, Some(public));
             }
             (ChildPhase::Agreeing(_, agreed, nr), Done::Agreed(Ok(secret))) => {
-                self.finish_own(common, core, now, new, *agreed, &nr, Some(&secret));
+                self.finish_own(common, core, now, &new, *agreed, &nr, Some(&secret));
             }
             (ChildPhase::Agreeing(_, agreed, _), _) => {
                 self.unwanted(common, core, now, &new, agreed.suite.protocol, Failure::PublicValue);
@@ -209,7 +209,7 @@ impl Established {
             }
         };
         if agreed.suite.ke == KeMethod::NONE {
-            return self.finish_own(common, core, now, new, agreed, &nr, None);
+            return self.finish_own(common, core, now, &new, agreed, &nr, None);
         }
         let ke = payloads.ke().filter(|ke| ke.method == agreed.suite.ke && new.method == Some(ke.method));
         let (Some(ke), Some(own)) = (ke, new.own.take()) else {
@@ -282,12 +282,13 @@ impl Established {
     }
 
     /// Both sides have it.
+    #[expect(clippy::too_many_arguments, reason = "what an exchange agreed on")]
     fn finish_own(
         &mut self,
         common: &mut Common,
         core: &mut Core,
         now: Now,
-        new: NewChild,
+        new: &NewChild,
         agreed: Agreed,
         nr: &[u8],
         secret: Option<&Secret>,
@@ -427,16 +428,13 @@ impl Established {
         request: ChildRequest,
         done: Done,
     ) {
-        match done {
-            Done::Responded(Ok(exchanged)) => {
-                self.finish_theirs(common, core, now, request, Some(exchanged));
-            }
-            _ => {
-                core.host.release_spi(request.agreed.spi_in);
-                self.child_failed(common, core, request.agreed.index, Failure::PublicValue);
-                let notify = Notify::new(NotifyType::INVALID_SYNTAX, []);
-                self.refuse_request(common, core, request.id, notify);
-            }
+        if let Done::Responded(Ok(exchanged)) = done {
+            self.finish_theirs(common, core, now, request, Some(exchanged));
+        } else {
+            core.host.release_spi(request.agreed.spi_in);
+            self.child_failed(common, core, request.agreed.index, Failure::PublicValue);
+            let notify = Notify::new(NotifyType::INVALID_SYNTAX, []);
+            self.refuse_request(common, core, request.id, notify);
         }
     }
 

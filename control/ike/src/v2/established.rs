@@ -12,7 +12,7 @@ use super::channel::{Channel, Datagrams, Expired, Received};
 use super::child::{self, Agreed, Child, ChildState, Ends, Keying, Proposed, jittered};
 use super::create_child::{ChildRequest, NewChild};
 use super::half_open::Keyed;
-use super::mobike::Moving;
+use super::mobike::{Moving, check_payloads};
 use super::rekey_ike::{IkeRequest, NewIke, PeerRekey};
 use super::{Common, Task};
 use crate::auth::identity::Identity;
@@ -363,7 +363,7 @@ impl Established {
                 }
                 Task::DeleteIke(reason) => self.delete_ike(common, core, now, reason),
                 Task::CheckPeer => {
-                    let payloads = self.moving.check_payloads(common);
+                    let payloads = check_payloads(common);
                     self.request(common, core, now, ExchangeType::INFORMATIONAL, &payloads);
                     self.ours = Some(Ours::Check);
                 }
@@ -449,6 +449,7 @@ impl Established {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a message, where it came from, and what it is about")]
     fn handle_request(
         &mut self,
         common: &mut Common,
@@ -490,7 +491,7 @@ impl Established {
             Some(Ours::Ike(new)) => self.ike_answered(common, core, now, *new, &payloads),
             Some(Ours::DeleteChildren(ids)) => self.children_deleted(common, core, now, &ids),
             Some(Ours::DeleteIke(reason)) => return Alive::No(reason),
-            Some(Ours::Check) => self.moving.checked(common, &payloads),
+            Some(Ours::Check) => {}
             Some(Ours::Update) => self.addresses_updated(common, core, now, path, &payloads),
             None => core.ignore(now, Some(common.id), path, Ignored::Exchange),
         }
@@ -615,7 +616,7 @@ impl Established {
     pub(super) fn end(mut self: Box<Self>, common: &Common, core: &mut Core, reason: CloseReason) {
         let children = std::mem::take(&mut self.children);
         for child in children {
-            self.remove_child(common, core, child, reason);
+            self.remove_child(common, core, &child, reason);
         }
         match self.ours.take() {
             Some(Ours::Child(new)) => new.abandon(core),
@@ -642,7 +643,7 @@ impl Established {
     }
 
     /// Takes a child out of the datapath; begins it again if the configuration says so.
-    pub(super) fn remove_child(&self, common: &Common, core: &mut Core, child: Child, reason: CloseReason) {
+    pub(super) fn remove_child(&self, common: &Common, core: &mut Core, child: &Child, reason: CloseReason) {
         core.emit(common.id, Effect::Retire(child.id));
         core.children.remove(&child.id);
         core.host.release_spi(child.spi_in);

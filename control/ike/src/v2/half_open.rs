@@ -214,6 +214,7 @@ impl HalfOpen {
         }
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a message and what it is about")]
     fn intermediate(
         mut self: Box<Self>,
         common: &Common,

@@ -48,13 +48,11 @@ impl Established {
         }
         let datagrams = self.respond(core, EXCHANGE, id, &answer);
         common.send_to(core, path, &datagrams);
-        match ends {
-            Some(reason) => Alive::No(reason),
-            None => {
-                self.pump(common, core, now);
-                Alive::Yes
-            }
+        if let Some(reason) = ends {
+            return Alive::No(reason);
         }
+        self.pump(common, core, now);
+        Alive::Yes
     }
 
     /// The peer deletes the halves of children that it receives with; the answer names ours of them.
@@ -106,7 +104,7 @@ impl Established {
             if child.state == ChildState::Deleting {
                 child.state = ChildState::Installed;
             }
-            self.remove_child(common, core, child, reason);
+            self.remove_child(common, core, &child, reason);
         }
     }
 
@@ -115,7 +113,7 @@ impl Established {
         let due = |child: &Child| child.retire_at.is_some_and(|at| at <= now.monotonic);
         while let Some(at) = self.children.iter().position(due) {
             let child = self.children.swap_remove(at);
-            self.remove_child(common, core, child, CloseReason::Replaced);
+            self.remove_child(common, core, &child, CloseReason::Replaced);
         }
     }
 

@@ -22,19 +22,14 @@ pub(super) struct Moving {
     cookie: Vec<u8>,
 }
 
-impl Moving {
-    /// What a liveness check carries: nothing, but with NAT detection where this side is behind a NAT, so that a changed
-    /// mapping is noticed.
-    pub(super) fn check_payloads(&self, common: &Common) -> Vec<Payload> {
-        if common.path.natt && common.nat.any() && common.peer.mobike {
-            nat::notifications(common.spi_i, common.spi_r, common.path, false).to_vec()
-        } else {
-            Vec::new()
-        }
+/// What a liveness check carries: nothing, but with NAT detection where there is a NAT, so that a changed mapping is
+/// noticed.
+pub(super) fn check_payloads(common: &Common) -> Vec<Payload> {
+    if common.path.natt && common.nat.any() && common.peer.mobike {
+        nat::notifications(common.spi_i, common.spi_r, common.path, false).to_vec()
+    } else {
+        Vec::new()
     }
-
-    /// The check was answered.
-    pub(super) fn checked(&self, _: &Common, _: &Payloads<'_>) {}
 }
 
 impl Established {
@@ -200,22 +195,15 @@ impl Established {
         core.report(common.id, Report::Moved { sa: common.id, path: common.path });
         self.schedule_keepalive(common, core, now);
     }
+}
 
-    /// MOB-2: the datapath saw the peer's newest packet come from elsewhere and follows it already.
-    pub(super) fn peer_moved(
-        &mut self,
-        common: &mut Common,
-        core: &mut Core,
-        _: Now,
-        remote: IpAddr,
-        port: Option<u16>,
-    ) {
-        // A MOBIKE peer says itself where it is; until then IKE goes where the packets come from.
-        let port = port.unwrap_or(common.path.remote.port());
-        let path = Path { remote: SocketAddr::new(remote, port), ..common.path };
-        if common.path != path && !common.initiator {
-            common.path = path;
-            core.report(common.id, Report::Moved { sa: common.id, path });
-        }
+/// MOB-2: the datapath saw the peer's newest packet come from elsewhere and follows it already. IKE goes there too; a
+/// MOBIKE peer will say itself where it is.
+pub(super) fn peer_moved(common: &mut Common, core: &mut Core, remote: IpAddr, port: Option<u16>) {
+    let port = port.unwrap_or(common.path.remote.port());
+    let path = Path { remote: SocketAddr::new(remote, port), ..common.path };
+    if common.path != path && !common.initiator {
+        common.path = path;
+        core.report(common.id, Report::Moved { sa: common.id, path });
     }
 }

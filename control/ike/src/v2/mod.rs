@@ -147,13 +147,9 @@ impl Common {
 
     /// Sends datagrams along another path.
     pub(crate) fn send_to(&self, core: &mut Core, path: Path, datagrams: &Datagrams) {
-        for datagram in datagrams.iter() {
+        for datagram in datagrams {
             core.emit(self.id, Effect::Transmit { path, datagram: datagram.clone() });
         }
-    }
-
-    pub(crate) fn name(&self) -> Option<Arc<str>> {
-        self.connection.as_ref().map(|connection| Arc::clone(&connection.name))
     }
 
     /// UDP encapsulation of children: ports of this side and of the peer.
@@ -490,9 +486,9 @@ impl IkeSa {
     }
 
     /// MOB-2: the peer's packets come from elsewhere.
-    pub(crate) fn peer_moved(&mut self, core: &mut Core, now: Now, remote: IpAddr, port: Option<u16>) {
-        if let State::Established(state) = &mut self.state {
-            state.peer_moved(&mut self.common, core, now, remote, port);
+    pub(crate) fn peer_moved(&mut self, core: &mut Core, remote: IpAddr, port: Option<u16>) {
+        if let State::Established(_) = &self.state {
+            mobike::peer_moved(&mut self.common, core, remote, port);
         }
     }
 

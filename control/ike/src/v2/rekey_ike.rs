@@ -128,7 +128,7 @@ impl Established {
                 self.ours = Some(Ours::Ike(Box::new(new)));
             }
             (Phase::Agreeing { suite, spi_r, nr, .. }, Done::Agreed(Ok(secret))) => {
-                self.finish_own_ike(common, core, now, new, suite, spi_r, &nr, &secret);
+                self.finish_own_ike(common, core, now, &new, suite, spi_r, &nr, &secret);
             }
             _ => self.ike_failed(common, core, now, &new),
         }
@@ -204,7 +204,7 @@ impl Established {
         common: &mut Common,
         core: &mut Core,
         now: Now,
-        new: NewIke,
+        new: &NewIke,
         suite: IkeSuite,
         spi_r: IkeSpi,
         nr: &[u8],
@@ -214,7 +214,7 @@ impl Established {
         let spis = (spi_i, spi_r);
         let Some(made) = self.successor(common, core, now, id, true, spis, suite, secret, (&new.nonce, nr))
         else {
-            return self.ike_failed(common, core, now, &new);
+            return self.ike_failed(common, core, now, new);
         };
         core.born.push(made);
         let ours = lower(&new.nonce, nr);
