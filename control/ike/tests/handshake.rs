@@ -201,7 +201,7 @@ fn ike_1_a_handshake_with_each_suite() {
 /// IKE-1: a child is rekeyed by either side, with and without a key exchange; the old one is retired on both.
 #[test]
 fn ike_1_child_rekey_by_either_side() {
-    for esp in ["aes128gcm16", "aes128gcm16-x25519"] {
+    for esp in ["aes128gcm16", "aes128gcm16-x25519", "aes128gcm16-x25519-ke1_mlkem768-ke2_ecp256"] {
         for by in 0..2 {
             let (now, mut sides) = up("aes128gcm16-prfsha256-x25519", esp);
             let child = sides[by].installed[0].id;
@@ -228,8 +228,10 @@ fn ike_1_child_rekey_by_either_side() {
 /// IKE-1: the IKE SA is rekeyed by either side; its child goes over, and can be rekeyed in the new one.
 #[test]
 fn ike_1_ike_rekey_by_either_side() {
-    for by in 0..2 {
-        let (now, mut sides) = up("aes128gcm16-prfsha256-x25519", "aes128gcm16");
+    for (by, ike) in [0, 1].into_iter().flat_map(|by| {
+        ["aes128gcm16-prfsha256-x25519", "aes128gcm16-prfsha256-x25519-ke1_mlkem768"].map(|ike| (by, ike))
+    }) {
+        let (now, mut sides) = up(ike, "aes128gcm16");
         sides[by].endpoint.rekey(now, &Target::Connection("c".to_owned())).unwrap();
         run(now, &mut sides);
         for side in &sides {

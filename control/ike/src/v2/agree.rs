@@ -52,15 +52,6 @@ pub(super) fn accepts_child(offered: &[Proposal], answer: &[Proposal]) -> Option
     Some((chosen.child()?.clone(), chosen.child_spi()?))
 }
 
-/// Without the additional key exchanges of RFC 9370.
-pub(super) fn without_additional(proposals: &[Proposal]) -> Vec<Proposal> {
-    let mut proposals = proposals.to_vec();
-    for proposal in &mut proposals {
-        proposal.transforms.retain(|transform| transform.kind < TransformType::ADDKE1);
-    }
-    proposals
-}
-
 /// The key exchange method of the first proposal that has one.
 pub(super) fn first_method(proposals: &[Proposal]) -> Option<KeMethod> {
     let mut transforms = proposals.iter().flat_map(|proposal| &proposal.transforms);

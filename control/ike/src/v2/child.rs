@@ -182,12 +182,12 @@ pub(super) fn propose(
     with_ke: bool,
 ) -> (Proposed, Vec<Payload>) {
     let spi_in = core.host.allocate_spi(&mut *core.random);
+    let spi = spi_in.to_be_bytes();
     let proposals = if with_ke {
-        agree::without_additional(&child.proposals)
+        proposal::offer(&child.proposals, &spi)
     } else {
-        proposal::without_key_exchange(&child.proposals)
+        proposal::offer(&proposal::without_key_exchange(&child.proposals), &spi)
     };
-    let proposals = proposal::offer(&proposals, &spi_in.to_be_bytes());
     let local_ts = ends.local_ts(child);
     let remote_ts = ends.remote_ts(child);
     let mut payloads =

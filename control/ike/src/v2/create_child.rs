@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::agree;
 use super::child::{self, Agreed, ChildState, Keying, Proposed};
 use super::established::{Established, Ours, Theirs};
+use super::followup::{OwnWork, PeerWork, link};
 use super::opening::NONCE;
 use super::{Common, Task};
 use crate::Secret;
@@ -41,8 +42,8 @@ enum ChildPhase {
     Generating(JobId),
     /// The request is out.
     Sent,
-    /// The secret is being computed.
-    Agreeing(JobId, Box<Agreed>, Vec<u8>),
+    /// The secret is being computed: what was agreed, Nr, and the link to further key exchanges.
+    Agreeing(JobId, Box<Agreed>, Vec<u8>, Option<Vec<u8>>),
 }
 
 /// The peer's exchange, whose secret is being computed.
@@ -53,6 +54,13 @@ pub(super) struct ChildRequest {
     answer: Vec<Payload>,
     ni: Vec<u8>,
     replaces: Option<ChildId>,
+}
+
+impl ChildRequest {
+    /// It comes to nothing.
+    pub(super) fn abandon(&self, core: &mut Core) {
+        core.host.release_spi(self.agreed.spi_in);
+    }
 }
 
 impl NewChild {
@@ -165,10 +173,17 @@ impl Established {
                 new.own = Some(own);
                 self.send_child(common, core, now, new, Some(public));
             }
-            (ChildPhase::Agreeing(_, agreed, nr), Done::Agreed(Ok(secret))) => {
-                self.finish_own(common, core, now, &new, *agreed, &nr, Some(&secret));
+            (ChildPhase::Agreeing(_, agreed, nr, link), Done::Agreed(Ok(secret))) => {
+                let methods = agreed.suite.additional.clone();
+                match link {
+                    Some(link) if !methods.is_empty() => {
+                        let what = OwnWork::Child(Box::new(new), agreed, nr);
+                        self.follow_up(common, core, what, &methods, secret, link);
+                    }
+                    _ => self.finish_own(common, core, now, &new, *agreed, &nr, &[&secret]),
+                }
             }
-            (ChildPhase::Agreeing(_, agreed, _), _) => {
+            (ChildPhase::Agreeing(_, agreed, ..), _) => {
                 self.unwanted(common, core, now, &new, agreed.suite.protocol, Failure::PublicValue);
             }
             _ => {
@@ -209,14 +224,16 @@ impl Established {
             }
         };
         if agreed.suite.ke == KeMethod::NONE {
-            return self.finish_own(common, core, now, &new, agreed, &nr, None);
+            return self.finish_own(common, core, now, &new, agreed, &nr, &[]);
         }
         let ke = payloads.ke().filter(|ke| ke.method == agreed.suite.ke && new.method == Some(ke.method));
-        let (Some(ke), Some(own)) = (ke, new.own.take()) else {
+        let link = link(payloads);
+        let complete = agreed.suite.additional.is_empty() || link.is_some();
+        let (Some(ke), Some(own), true) = (ke, new.own.take(), complete) else {
             return self.unwanted(common, core, now, &new, protocol, Failure::BadChoice);
         };
         let job = core.compute(common.id, Job::Agree { own, public: ke.data.clone() });
-        new.phase = ChildPhase::Agreeing(job, Box::new(agreed), nr);
+        new.phase = ChildPhase::Agreeing(job, Box::new(agreed), nr, link);
         self.ours = Some(Ours::Child(Box::new(new)));
     }
 
@@ -283,7 +300,7 @@ impl Established {
 
     /// Both sides have it.
     #[expect(clippy::too_many_arguments, reason = "what an exchange agreed on")]
-    fn finish_own(
+    pub(super) fn finish_own(
         &mut self,
         common: &mut Common,
         core: &mut Core,
@@ -291,9 +308,8 @@ impl Established {
         new: &NewChild,
         agreed: Agreed,
         nr: &[u8],
-        secret: Option<&Secret>,
+        secrets: &[&Secret],
     ) {
-        let secrets: Vec<&Secret> = secret.into_iter().collect();
         let ours = lower(&new.nonce, nr);
         // Section 2.8.1: both sides rekeyed the same child. "the SA created with the lowest of the four nonces SHOULD be
         // closed by the endpoint that created it".
@@ -302,8 +318,7 @@ impl Established {
         });
         let rival = rival.map(|child| (child.id, child.nonce.as_deref() > Some(ours)));
         let redundant = rival.is_some_and(|(_, lost)| lost);
-        let keying =
-            Keying { derivation: &self.keys, secrets: &secrets, ni: &new.nonce, nr, initiator: true };
+        let keying = Keying { derivation: &self.keys, secrets, ni: &new.nonce, nr, initiator: true };
         let leases = self.leases().to_vec();
         let replaces = new.replaces.filter(|_| !redundant);
         let made = child::install(
@@ -363,7 +378,7 @@ impl Established {
             return self.rekey_ike_request(common, core, id, payloads);
         }
         // Section 2.25.2: while the IKE SA itself is rekeyed or closed.
-        if self.is_closing() || self.peer_rekey.is_some() || matches!(self.ours, Some(Ours::Ike(_))) {
+        if self.is_closing() || self.peer_rekey.is_some() || self.is_rekeying() {
             return self.refuse_request(common, core, id, Notify::new(NotifyType::TEMPORARY_FAILURE, []));
         }
         let mut replaces = None;
@@ -443,39 +458,64 @@ impl Established {
         common: &mut Common,
         core: &mut Core,
         now: Now,
-        request: ChildRequest,
+        mut request: ChildRequest,
         exchanged: Option<(Vec<u8>, Secret)>,
     ) {
-        let ChildRequest { id, agreed, mut answer, ni, replaces, .. } = request;
+        let id = request.id;
         let nr = core.random.bytes(NONCE);
-        let method = agreed.suite.ke;
+        let (method, additional) = (request.agreed.suite.ke, request.agreed.suite.additional.clone());
+        let mut answer = std::mem::take(&mut request.answer);
+        let selectors = answer.split_off(1);
+        answer.push(Payload::Nonce(nr.clone()));
         let (public, secret) = exchanged.unzip();
-        let secrets: Vec<&Secret> = secret.iter().collect();
-        let keying = Keying { derivation: &self.keys, secrets: &secrets, ni: &ni, nr: &nr, initiator: false };
+        if let Some(data) = public {
+            answer.push(Payload::Ke(KeyExchangeData { method, data }));
+        }
+        answer.extend(selectors);
+        match secret {
+            Some(secret) if !additional.is_empty() => {
+                let work = PeerWork::Child(Box::new(request), nr);
+                answer.push(self.expect_followup(core, work, &additional, secret));
+            }
+            secret => {
+                let secrets: Vec<&Secret> = secret.iter().collect();
+                if !self.commit_theirs(common, core, now, request, &nr, &secrets) {
+                    let notify = Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, []);
+                    return self.refuse_request(common, core, id, notify);
+                }
+            }
+        }
+        let datagrams = self.respond(core, EXCHANGE, id, &answer);
+        common.send(core, &datagrams);
+    }
+
+    /// Installs what the peer's exchange made. Whether its suite is implemented.
+    pub(super) fn commit_theirs(
+        &mut self,
+        common: &mut Common,
+        core: &mut Core,
+        now: Now,
+        request: ChildRequest,
+        nr: &[u8],
+        secrets: &[&Secret],
+    ) -> bool {
+        let ChildRequest { agreed, ni, replaces, .. } = request;
+        let keying = Keying { derivation: &self.keys, secrets, ni: &ni, nr, initiator: false };
         let leases = self.leases().to_vec();
         // A new one is used at once; of a rekeyed one the peer says by its Delete when it listens to the new one.
         let in_use = replaces.is_none();
         let made =
             child::install(common, core, now, &self.connection, agreed, &keying, replaces, in_use, &leases);
-        let Some(mut made) = made else {
-            return self.refuse_request(common, core, id, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, []));
-        };
+        let Some(mut made) = made else { return false };
         if let Some(old) = replaces {
             core.counters.children_rekeyed += 1;
-            made.nonce = Some(lower(&ni, &nr).into());
+            made.nonce = Some(lower(&ni, nr).into());
             if let Some(old) = self.child(old) {
                 old.rekey_at = None;
             }
         }
         self.children.push(made);
-        let selectors = answer.split_off(1);
-        answer.push(Payload::Nonce(nr));
-        if let Some(data) = public {
-            answer.push(Payload::Ke(KeyExchangeData { method, data }));
-        }
-        answer.extend(selectors);
-        let datagrams = self.respond(core, EXCHANGE, id, &answer);
-        common.send(core, &datagrams);
+        true
     }
 
     /// Answers a CREATE_CHILD_SA request with an error.

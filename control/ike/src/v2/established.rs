@@ -11,6 +11,7 @@ use std::time::Instant;
 use super::channel::{Channel, Datagrams, Expired, Received};
 use super::child::{self, Agreed, Child, ChildState, Ends, Keying, Proposed, jittered};
 use super::create_child::{ChildRequest, NewChild};
+use super::followup::{FollowupRequest, OwnFollowup, PeerFollowup};
 use super::half_open::Keyed;
 use super::mobike::{Moving, check_payloads};
 use super::rekey_ike::{IkeRequest, NewIke, PeerRekey};
@@ -55,6 +56,8 @@ pub(super) struct Established {
     pub(super) not_before: Option<Instant>,
     pub(super) ours: Option<Ours>,
     pub(super) theirs: Option<Theirs>,
+    /// More key exchanges of the peer are to come.
+    pub(super) expected: Option<Box<PeerFollowup>>,
     /// Virtual addresses: assigned to the peer by this side, or to this side by the peer.
     addresses: Vec<IpAddr>,
     pub(super) half_open_key: Option<(IpAddr, u16, IkeSpi)>,
@@ -71,6 +74,8 @@ pub(super) enum Ours {
     Child(Box<NewChild>),
     /// CREATE_CHILD_SA for the IKE SA itself.
     Ike(Box<NewIke>),
+    /// IKE_FOLLOWUP_KE for either.
+    Followup(Box<OwnFollowup>),
     /// Delete of children.
     DeleteChildren(Vec<ChildId>),
     /// Delete of the IKE SA.
@@ -87,6 +92,8 @@ pub(super) enum Theirs {
     Child(Box<ChildRequest>),
     /// CREATE_CHILD_SA for the IKE SA.
     Ike(Box<IkeRequest>),
+    /// IKE_FOLLOWUP_KE for either.
+    Followup(Box<FollowupRequest>),
 }
 
 /// Whether it goes on.
@@ -168,6 +175,7 @@ impl Established {
             not_before: None,
             ours: None,
             theirs: None,
+            expected: None,
             addresses,
             half_open_key: None,
             peer_rekey: None,
@@ -299,6 +307,7 @@ impl Established {
         self.children.iter().any(|child| child.index == index && child.is_current())
             || self.tasks.contains(&Task::CreateChild(index))
             || matches!(&self.ours, Some(Ours::Child(new)) if new.index() == index)
+            || matches!(&self.ours, Some(Ours::Followup(followup)) if followup.child() == Some(index))
     }
 
     /// Whether it is on its way to the end.
@@ -467,6 +476,10 @@ impl Established {
                 self.create_child_request(common, core, now, id, &payloads);
                 Alive::Yes
             }
+            ExchangeType::IKE_FOLLOWUP_KE => {
+                self.followup_request(common, core, id, &payloads);
+                Alive::Yes
+            }
             _ => {
                 let notify = [Payload::Notify(Notify::new(NotifyType::INVALID_SYNTAX, []))];
                 let answer = self.respond(core, exchange, id, &notify);
@@ -489,6 +502,7 @@ impl Established {
         match self.ours.take() {
             Some(Ours::Child(new)) => self.child_answered(common, core, now, *new, &payloads),
             Some(Ours::Ike(new)) => self.ike_answered(common, core, now, *new, &payloads),
+            Some(Ours::Followup(followup)) => self.followup_answered(common, core, now, *followup, &payloads),
             Some(Ours::DeleteChildren(ids)) => self.children_deleted(common, core, now, &ids),
             Some(Ours::DeleteIke(reason)) => return Alive::No(reason),
             Some(Ours::Check) => {}
@@ -509,12 +523,16 @@ impl Established {
         let theirs = match &self.theirs {
             Some(Theirs::Child(request)) => request.job == id,
             Some(Theirs::Ike(request)) => request.job == id,
+            Some(Theirs::Followup(request)) => request.job == id,
             None => false,
         };
         if theirs {
             match self.theirs.take() {
                 Some(Theirs::Child(request)) => self.child_computed(common, core, now, *request, done),
                 Some(Theirs::Ike(request)) => self.ike_computed(common, core, now, *request, done),
+                Some(Theirs::Followup(request)) => {
+                    self.followup_computed(common, core, now, *request, done);
+                }
                 None => {}
             }
         } else {
@@ -524,6 +542,9 @@ impl Established {
                 }
                 Some(Ours::Ike(new)) if new.job() == Some(id) => {
                     self.own_ike_computed(common, core, now, *new, done);
+                }
+                Some(Ours::Followup(followup)) if followup.job() == Some(id) => {
+                    self.own_followup_computed(common, core, now, *followup, done);
                 }
                 other => self.ours = other,
             }
@@ -621,7 +642,17 @@ impl Established {
         match self.ours.take() {
             Some(Ours::Child(new)) => new.abandon(core),
             Some(Ours::Ike(new)) => new.abandon(core),
+            Some(Ours::Followup(followup)) => followup.abandon(core),
             _ => {}
+        }
+        match self.theirs.take() {
+            Some(Theirs::Child(request)) => request.abandon(core),
+            Some(Theirs::Ike(request)) => request.abandon(core),
+            Some(Theirs::Followup(request)) => request.abandon(core),
+            None => {}
+        }
+        if let Some(expected) = self.expected.take() {
+            expected.abandon(core);
         }
         if let Some(key) = self.half_open_key.take() {
             core.forget_first_message(key);

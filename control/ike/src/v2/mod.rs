@@ -14,6 +14,7 @@ pub mod channel;
 mod child;
 mod create_child;
 mod established;
+mod followup;
 mod half_open;
 mod informational;
 mod init;

@@ -9,6 +9,7 @@ use super::agree;
 use super::channel::{Channel, ChannelConfig};
 use super::create_child::lower;
 use super::established::{Established, Ours, Theirs};
+use super::followup::{OwnWork, PeerWork, link};
 use super::half_open::fragment_size;
 use super::opening::NONCE;
 use super::{Common, IkeSa, State, Task};
@@ -44,7 +45,14 @@ pub(super) struct NewIke {
 enum Phase {
     Generating(JobId),
     Sent,
-    Agreeing { job: JobId, suite: IkeSuite, spi_r: IkeSpi, nr: Vec<u8> },
+    Agreeing { job: JobId, answered: Answered, link: Option<Vec<u8>> },
+}
+
+/// What the peer agreed to.
+pub(super) struct Answered {
+    suite: IkeSuite,
+    spi_r: IkeSpi,
+    nr: Vec<u8>,
 }
 
 /// The peer's exchange, whose secret is being computed.
@@ -55,12 +63,21 @@ pub(super) struct IkeRequest {
     answer: Proposal,
     spi_i: IkeSpi,
     ni: Vec<u8>,
+    /// The successor: its name and the SPI of this side.
+    successor: (SaId, IkeSpi),
 }
 
 /// The peer has rekeyed while this side's exchange was under way.
 pub(super) struct PeerRekey {
     successor: SaId,
     nonce: Vec<u8>,
+}
+
+impl IkeRequest {
+    /// It comes to nothing.
+    pub(super) fn abandon(&self, core: &mut Core) {
+        core.release_sa(self.successor);
+    }
 }
 
 impl NewIke {
@@ -101,11 +118,6 @@ impl Established {
         self.ours = Some(Ours::Ike(Box::new(new)));
     }
 
-    /// The proposals of a rekey: without additional key exchanges, which need exchanges of their own.
-    fn rekey_proposals(&self) -> Vec<Proposal> {
-        agree::without_additional(&self.connection.proposals)
-    }
-
     /// A job of this side's exchange is done.
     pub(super) fn own_ike_computed(
         &mut self,
@@ -120,22 +132,29 @@ impl Established {
                 new.own = Some(own);
                 let spi = new.successor.1.0.to_be_bytes();
                 let payloads = [
-                    Payload::Sa(offer(&self.rekey_proposals(), &spi)),
+                    Payload::Sa(offer(&self.connection.proposals, &spi)),
                     Payload::Nonce(new.nonce.clone()),
                     Payload::Ke(KeyExchangeData { method: new.method, data: public }),
                 ];
                 self.request(common, core, now, EXCHANGE, &payloads);
                 self.ours = Some(Ours::Ike(Box::new(new)));
             }
-            (Phase::Agreeing { suite, spi_r, nr, .. }, Done::Agreed(Ok(secret))) => {
-                self.finish_own_ike(common, core, now, &new, suite, spi_r, &nr, &secret);
+            (Phase::Agreeing { answered, link, .. }, Done::Agreed(Ok(secret))) => {
+                let methods = answered.suite.additional.clone();
+                match link {
+                    Some(link) if !methods.is_empty() => {
+                        let what = OwnWork::Ike(Box::new(new), answered);
+                        self.follow_up(common, core, what, &methods, secret, link);
+                    }
+                    _ => self.finish_own_ike(common, core, now, &new, answered, &[&secret]),
+                }
             }
             _ => self.ike_failed(common, core, now, &new),
         }
     }
 
     /// It did not work; it is tried again before the IKE SA expires.
-    fn ike_failed(&mut self, common: &mut Common, core: &mut Core, now: Now, new: &NewIke) {
+    pub(super) fn ike_failed(&mut self, common: &mut Common, core: &mut Core, now: Now, new: &NewIke) {
         new.abandon(core);
         if let Some(rekeyed) = self.peer_rekey.take() {
             // The peer's rekey stands.
@@ -180,44 +199,48 @@ impl Established {
             }
             return;
         }
-        let proposals = offer(&self.rekey_proposals(), &[]);
+        let proposals = offer(&self.connection.proposals, &[]);
         let chosen = payloads.sa().and_then(|answer| {
             let spi = answer.first()?.spi.as_slice().try_into().ok().map(u64::from_be_bytes)?;
             Some((agree::accepts_ike(&proposals, answer)?, IkeSpi(spi)))
         });
         let own = new.own.take();
+        let link = link(payloads);
         match (chosen, payloads.ke(), payloads.nonce(), own) {
             (Some((suite, spi_r)), Some(ke), Some(nr), Some(own))
-                if ke.method == suite.ke && suite.ke == new.method && spi_r != IkeSpi::NONE =>
+                if ke.method == suite.ke
+                    && suite.ke == new.method
+                    && spi_r != IkeSpi::NONE
+                    && (suite.additional.is_empty() || link.is_some()) =>
             {
                 let job = core.compute(common.id, Job::Agree { own, public: ke.data.clone() });
-                new.phase = Phase::Agreeing { job, suite, spi_r, nr: nr.to_vec() };
+                new.phase =
+                    Phase::Agreeing { job, answered: Answered { suite, spi_r, nr: nr.to_vec() }, link };
                 self.ours = Some(Ours::Ike(Box::new(new)));
             }
             _ => self.ike_failed(common, core, now, &new),
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "all that an exchange agreed on")]
-    fn finish_own_ike(
+    /// Both sides have it.
+    pub(super) fn finish_own_ike(
         &mut self,
         common: &mut Common,
         core: &mut Core,
         now: Now,
         new: &NewIke,
-        suite: IkeSuite,
-        spi_r: IkeSpi,
-        nr: &[u8],
-        secret: &Secret,
+        answered: Answered,
+        secrets: &[&Secret],
     ) {
+        let Answered { suite, spi_r, nr } = answered;
         let (id, spi_i) = new.successor;
         let spis = (spi_i, spi_r);
-        let Some(made) = self.successor(common, core, now, id, true, spis, suite, secret, (&new.nonce, nr))
+        let Some(made) = self.successor(common, core, now, id, true, spis, suite, secrets, (&new.nonce, &nr))
         else {
             return self.ike_failed(common, core, now, new);
         };
         core.born.push(made);
-        let ours = lower(&new.nonce, nr);
+        let ours = lower(&new.nonce, &nr);
         match self.peer_rekey.take() {
             // Ours has the lowest nonce: it goes, and the peer's takes over. The peer deletes this one.
             Some(rekeyed) if ours < rekeyed.nonce.as_slice() => {
@@ -240,14 +263,15 @@ impl Established {
         payloads: &Payloads<'_>,
     ) {
         // Section 2.25.2: not while children are being made or deleted, or this SA is on its way out.
-        let busy = matches!(self.ours, Some(Ours::Child(_) | Ours::DeleteChildren(_) | Ours::DeleteIke(_)));
+        let busy = matches!(self.ours, Some(Ours::Child(_) | Ours::DeleteChildren(_) | Ours::DeleteIke(_)))
+            || matches!(&self.ours, Some(Ours::Followup(followup)) if followup.child().is_some());
         if busy || self.replaced || self.peer_rekey.is_some() {
             return self.refuse_request(common, core, id, Notify::new(NotifyType::TEMPORARY_FAILURE, []));
         }
         let (Some(offered), Some(ke), Some(ni)) = (payloads.sa(), payloads.ke(), payloads.nonce()) else {
             return self.refuse_request(common, core, id, Notify::new(NotifyType::INVALID_SYNTAX, []));
         };
-        let Some((suite, answer)) = agree::choose_ike(&self.rekey_proposals(), offered) else {
+        let Some((suite, answer)) = agree::choose_ike(&self.connection.proposals, offered) else {
             return self.refuse_request(common, core, id, Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, []));
         };
         let spi_i = answer.spi.as_slice().try_into().ok().map(u64::from_be_bytes).map(IkeSpi);
@@ -259,7 +283,8 @@ impl Established {
             return self.refuse_request(common, core, id, notify);
         }
         let job = core.compute(common.id, Job::Respond { method: suite.ke, public: ke.data.clone() });
-        let request = IkeRequest { job, id, suite, answer, spi_i, ni: ni.to_vec() };
+        let successor = core.new_sa();
+        let request = IkeRequest { job, id, suite, answer, spi_i, ni: ni.to_vec(), successor };
         self.theirs = Some(Theirs::Ike(Box::new(request)));
     }
 
@@ -272,43 +297,66 @@ impl Established {
         request: IkeRequest,
         done: Done,
     ) {
-        let IkeRequest { id: message_id, suite, mut answer, spi_i, ni, .. } = request;
+        let message_id = request.id;
         let Done::Responded(Ok((public, secret))) = done else {
-            return self.refuse_request(
-                common,
-                core,
-                message_id,
-                Notify::new(NotifyType::INVALID_SYNTAX, []),
-            );
+            core.release_sa(request.successor);
+            let notify = Notify::new(NotifyType::INVALID_SYNTAX, []);
+            return self.refuse_request(common, core, message_id, notify);
         };
         let nr = core.random.bytes(NONCE);
-        let (id, spi_r) = core.new_sa();
-        let method = suite.ke;
-        let made = self.successor(common, core, now, id, false, (spi_i, spi_r), suite, &secret, (&ni, &nr));
-        let Some(made) = made else {
-            core.release_sa((id, spi_r));
-            return self.refuse_request(
-                common,
-                core,
-                message_id,
-                Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, []),
-            );
-        };
-        answer.spi = spi_r.0.to_be_bytes().to_vec();
-        answer.protocol = ProtocolId::IKE;
-        let payloads = [
-            Payload::Sa(vec![answer]),
+        let spi = request.successor.1.0.to_be_bytes().to_vec();
+        let (method, additional) = (request.suite.ke, request.suite.additional.clone());
+        let mut payloads = vec![
+            Payload::Sa(vec![Proposal { spi, protocol: ProtocolId::IKE, ..request.answer.clone() }]),
             Payload::Nonce(nr.clone()),
             Payload::Ke(KeyExchangeData { method, data: public }),
         ];
+        if additional.is_empty() {
+            if !self.commit_their_ike(common, core, now, request, &nr, &[&secret]) {
+                let notify = Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, []);
+                return self.refuse_request(common, core, message_id, notify);
+            }
+        } else {
+            let work = PeerWork::Ike(Box::new(request), nr);
+            payloads.push(self.expect_followup(core, work, &additional, secret));
+        }
         let datagrams = self.respond(core, EXCHANGE, message_id, &payloads);
         common.send(core, &datagrams);
+    }
+
+    /// Makes the successor that the peer wants. Whether its suite is implemented.
+    pub(super) fn commit_their_ike(
+        &mut self,
+        common: &Common,
+        core: &mut Core,
+        now: Now,
+        request: IkeRequest,
+        nr: &[u8],
+        secrets: &[&Secret],
+    ) -> bool {
+        let IkeRequest { suite, spi_i, ni, successor, .. } = request;
+        let (id, spi_r) = successor;
+        let made = self.successor(common, core, now, id, false, (spi_i, spi_r), suite, secrets, (&ni, nr));
+        let Some(made) = made else {
+            core.release_sa(successor);
+            return false;
+        };
         core.born.push(made);
-        if matches!(self.ours, Some(Ours::Ike(_))) {
+        if self.is_rekeying() {
             // Which of the two stays is known when the peer has answered ours.
-            self.peer_rekey = Some(PeerRekey { successor: id, nonce: lower(&ni, &nr).to_vec() });
+            self.peer_rekey = Some(PeerRekey { successor: id, nonce: lower(&ni, nr).to_vec() });
         } else {
             self.hand_over_to(common, core, id);
+        }
+        true
+    }
+
+    /// Whether this side's own rekey of the IKE SA is under way.
+    pub(super) fn is_rekeying(&self) -> bool {
+        match &self.ours {
+            Some(Ours::Ike(_)) => true,
+            Some(Ours::Followup(followup)) => followup.child().is_none(),
+            _ => false,
         }
     }
 
@@ -323,10 +371,10 @@ impl Established {
         initiator: bool,
         (spi_i, spi_r): (IkeSpi, IkeSpi),
         suite: IkeSuite,
-        secret: &Secret,
+        secrets: &[&Secret],
         (ni, nr): (&[u8], &[u8]),
     ) -> Option<IkeSa> {
-        let keys = self.keys.rekey(&suite, &[secret], &Seed { nonce_i: ni, nonce_r: nr, spi_i, spi_r })?;
+        let keys = self.keys.rekey(&suite, secrets, &Seed { nonce_i: ni, nonce_r: nr, spi_i, spi_r })?;
         let fragmentation = common.peer.fragmentation && self.connection.fragmentation;
         let config = ChannelConfig {
             initiator,
