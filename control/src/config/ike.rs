@@ -44,7 +44,8 @@ impl Ike {
     pub fn changes(&self, new: &Self) -> Vec<String> {
         let mut lines = Vec::new();
         let named = |ike: &Self, name: &str| {
-            ike.connections.iter().find(|other| *other.ike.name == *name).map(|other| other.ike.fingerprint)
+            let found = ike.connections.iter().find(|other| *other.ike.name == *name);
+            found.map(|other| (other.ike.fingerprint, other.refreshable))
         };
         for connection in &self.connections {
             if named(new, &connection.ike.name).is_none() {
@@ -54,8 +55,14 @@ impl Ike {
         for connection in &new.connections {
             match named(self, &connection.ike.name) {
                 None => lines.push(format!("add connection {}", connection.ike.name)),
-                Some(before) if before != connection.ike.fingerprint => {
+                Some((before, _)) if before != connection.ike.fingerprint => {
                     lines.push(format!("change connection {}: its SAs are closed", connection.ike.name));
+                }
+                Some((_, before)) if before != connection.refreshable => {
+                    lines.push(format!(
+                        "refresh connection {}: its users or CRLs; its SAs stay",
+                        connection.ike.name
+                    ));
                 }
                 Some(_) => {}
             }
@@ -92,6 +99,9 @@ pub struct Connection {
     pub ike: Arc<IkeConnection>,
     /// What is not IKE's about each of [`ike.children`](IkeConnection::children), in the same order.
     pub children: Vec<ChildSettings>,
+    /// Digest of what changes under running SAs without closing them: users' passwords and CRLs. It is in force for those
+    /// who come; who is in stays in.
+    pub refreshable: [u8; 32],
 }
 
 /// How the SAs of a child are to be in the datapath.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use postern_contract::secret::Secret;
 use zeroize::Zeroizing;
@@ -13,13 +14,24 @@ use super::WipedText;
 /// Longest configuration file in bytes.
 pub(super) const CONFIG_LIMIT: u64 = 256 << 20;
 
-/// Longest key file in bytes: the longest key takes 128 digits.
-const KEY_LIMIT: u64 = 4096;
+/// Longest file with secrets in bytes: keys, or the passwords of many users.
+const SECRET_LIMIT: u64 = 4 << 20;
 
-/// Where the contents of `key_file = "…"` come from.
+/// Longest file without secrets in bytes: certificates, or the CRL of a large CA.
+const PUBLIC_LIMIT: u64 = 64 << 20;
+
+/// Where the contents of files that a configuration names come from, and the time at which it is judged.
 pub trait KeyFiles {
-    /// The text of the file, or what is wrong with it.
-    fn read(&self, path: &Path) -> Result<Zeroizing<String>, String>;
+    /// The contents of a file that holds a secret, or what is wrong with it.
+    fn secret(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, String>;
+
+    /// The contents of a file that anyone may read, or what is wrong with it.
+    fn public(&self, path: &Path) -> Result<Vec<u8>, String>;
+
+    /// When certificates are looked at.
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
 }
 
 /// Reads no file: for checking a text alone.
@@ -27,17 +39,21 @@ pub trait KeyFiles {
 pub struct NoKeyFiles;
 
 impl KeyFiles for NoKeyFiles {
-    fn read(&self, _: &Path) -> Result<Zeroizing<String>, String> {
+    fn secret(&self, _: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
         Err("key files are not read here".to_owned())
+    }
+
+    fn public(&self, _: &Path) -> Result<Vec<u8>, String> {
+        Err("files are not read here".to_owned())
     }
 }
 
-/// Reads key files of mode 0600 or stricter; relative paths begin at this directory.
+/// Reads files; secret ones only of mode 0600 or stricter. Relative paths begin at this directory.
 #[derive(Clone, Debug)]
 pub(super) struct Beside(pub(super) PathBuf);
 
 impl KeyFiles for Beside {
-    fn read(&self, path: &Path) -> Result<Zeroizing<String>, String> {
+    fn secret(&self, path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
         let path = self.0.join(path);
         let shown = path.display();
         if is_open_to_others(&path) == Some(true) {
@@ -45,7 +61,25 @@ impl KeyFiles for Beside {
                 "{shown} can be used by others than its owner; `chmod 600` makes it private"
             ));
         }
-        read_text(&path, KEY_LIMIT).map_err(|error| format!("{shown} cannot be read: {error}"))
+        read(&path, SECRET_LIMIT).map_err(|error| format!("{shown} cannot be read: {error}"))
+    }
+
+    fn public(&self, path: &Path) -> Result<Vec<u8>, String> {
+        let path = self.0.join(path);
+        read(&path, PUBLIC_LIMIT)
+            .map(|mut bytes| core::mem::take(&mut *bytes))
+            .map_err(|error| format!("{} cannot be read: {error}", path.display()))
+    }
+}
+
+/// The text of a file.
+pub(super) fn text(mut bytes: Zeroizing<Vec<u8>>) -> Result<WipedText, String> {
+    match String::from_utf8(core::mem::take(&mut *bytes)) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(error) => {
+            drop(Zeroizing::new(error.into_bytes()));
+            Err("not UTF-8 text".to_owned())
+        }
     }
 }
 
@@ -56,21 +90,20 @@ pub(super) fn is_open_to_others(path: &Path) -> Option<bool> {
 
 /// Reads a whole text file into memory that does not move and is wiped.
 pub(super) fn read_text(path: &Path, limit: u64) -> io::Result<WipedText> {
+    text(read(path, limit)?).map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))
+}
+
+fn read(path: &Path, limit: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
+    let too_long = || io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {limit} bytes"));
     if length > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("longer than {limit} bytes")));
+        return Err(too_long());
     }
     let capacity = usize::try_from(length).unwrap_or(0).saturating_add(1);
     let mut bytes = Zeroizing::new(Vec::with_capacity(capacity));
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    match String::from_utf8(core::mem::take(&mut *bytes)) {
-        Ok(text) => Ok(Zeroizing::new(text)),
-        Err(error) => {
-            drop(Zeroizing::new(error.into_bytes()));
-            Err(io::Error::new(io::ErrorKind::InvalidData, "not UTF-8 text"))
-        }
-    }
+    let read = file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if u64::try_from(read).is_ok_and(|read| read <= limit) { Ok(bytes) } else { Err(too_long()) }
 }
 
 /// Reads a key of hexadecimal digits, with or without `0x` before them.

@@ -7,6 +7,7 @@
 mod diagnostic;
 pub mod ike;
 mod keys;
+mod pem;
 mod reader;
 mod sections;
 mod suite;
@@ -210,6 +211,11 @@ pub fn fuzz(bytes: &[u8]) {
     match parse("fuzz", text, &NoKeyFiles) {
         Ok(config) => {
             assert!(config.datapath.validate().is_ok());
+            for ike::Connection { ike, children, .. } in &config.ike.connections {
+                assert!(!ike.proposals.is_empty() && ike.children.len() == children.len());
+                assert!(ike.children.iter().all(|child| !child.proposals.is_empty()));
+                assert!(ike.rekey.is_none_or(|rekey| ike.rekey_jitter <= rekey));
+            }
             let desired = crate::desired::Desired::new(config);
             for sa in desired.sas.values() {
                 assert!(sa.config.suite.validate(sa.config.protocol).is_ok());

@@ -130,6 +130,15 @@ impl<'r, 'i> Table<'r, 'i> {
         tables
     }
 
+    /// All entries that nobody asked for so far, where keys are names of the user's choice.
+    pub(super) fn rest(&mut self) -> Vec<(String, Range<usize>, DeValue<'i>)> {
+        let entries = core::mem::take(&mut self.entries);
+        let entry = |(name, value): (Spanned<std::borrow::Cow<'i, str>>, Spanned<DeValue<'i>>)| {
+            (name.into_inner().into_owned(), value.span(), value.into_inner())
+        };
+        entries.into_iter().map(entry).collect()
+    }
+
     /// Reports every key that nobody asked for.
     pub(super) fn finish(self) {
         for key in self.entries.keys() {
@@ -200,6 +209,17 @@ impl Read for String {
             DeValue::String(text) => Ok(text.into_owned()),
             _ => Err(expected::<Self>()),
         }
+    }
+}
+
+/// A shared secret or a password: wiped on drop.
+pub(super) struct Passphrase(pub(super) Zeroizing<String>);
+
+impl Read for Passphrase {
+    const EXPECTED: &'static str = "a secret in quotes";
+
+    fn read(value: DeValue<'_>) -> Result<Self, String> {
+        SecretText::read(value).map(|SecretText(text)| Self(text)).map_err(|_| expected::<Self>())
     }
 }
 

@@ -6,6 +6,9 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::Desired;
 
+mod files;
+mod ike;
+
 /// Every key there is.
 const FULL: &str = r#"
 [datapath]
@@ -92,6 +95,18 @@ remote_net = ["10.2.0.0/24"]
 
 fn read(text: &str) -> Result<Config, ConfigError> {
     parse("t", text, &NoKeyFiles)
+}
+
+/// The findings in a text that cannot be used.
+fn errors(text: &str) -> Vec<Diagnostic> {
+    read(text).unwrap_err().0
+}
+
+/// The only finding.
+fn error(text: &str) -> Diagnostic {
+    let mut found = errors(text);
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0)
 }
 
 #[test]
@@ -399,14 +414,14 @@ proptest! {
     /// Lines of the right shape get further into the reader than noise does.
     #[test]
     fn shuffled_lines(lines in proptest::collection::vec(
-        proptest::sample::select(FULL.lines().collect::<Vec<_>>()), 0..40)) {
+        proptest::sample::select(FULL.lines().chain(ike::EVERYTHING.lines()).collect::<Vec<_>>()), 0..40)) {
         fuzz(lines.join("\n").as_bytes());
     }
 
     /// A right file with a few bytes changed.
     #[test]
     fn damaged_file(damage in proptest::collection::vec((any::<prop::sample::Index>(), 0x20_u8..0x7f), 1..6)) {
-        let mut bytes = FULL.as_bytes().to_vec();
+        let mut bytes = [FULL, ike::EVERYTHING].concat().into_bytes();
         for (place, byte) in damage {
             let at = place.index(bytes.len());
             bytes[at] = byte;

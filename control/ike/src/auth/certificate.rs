@@ -408,7 +408,7 @@ fn path_length(certificate: &Certificate) -> Option<u8> {
 
 /// RFC 4945 section 5.1.3.2: "if a KeyUsage extension is present, … implementations … MUST … digitalSignature or
 /// nonRepudiation".
-fn may_sign(certificate: &Certificate) -> Result<(), CertificateError> {
+pub(super) fn may_sign(certificate: &Certificate) -> Result<(), CertificateError> {
     let usage = certificate.tbs_certificate().get_extension::<KeyUsage>();
     match usage {
         Ok(None) => Ok(()),
@@ -424,7 +424,7 @@ fn may_sign(certificate: &Certificate) -> Result<(), CertificateError> {
 /// Whether the certificate holds `identity` (RFC 4945 section 3.1): addresses, host names and mail addresses as a subject
 /// alternative name, distinguished names as the subject (or, as strongSwan has it, as a directory name among the
 /// alternatives), key identifiers as the subject key identifier. The subject's common name is no host name.
-fn holds(certificate: &Certificate, identity: &Identity) -> Result<(), CertificateError> {
+pub(super) fn holds(certificate: &Certificate, identity: &Identity) -> Result<(), CertificateError> {
     let tbs = certificate.tbs_certificate();
     let malformed = |error: x509_cert::der::Error| CertificateError::Malformed(error.to_string());
     let key_identifier = tbs.get_extension::<SubjectKeyIdentifier>().map_err(malformed)?;
@@ -466,11 +466,11 @@ fn alternative(name: &GeneralName) -> Option<Identity> {
     }
 }
 
-fn distinguished(name: &Name) -> Option<DistinguishedName> {
+pub(super) fn distinguished(name: &Name) -> Option<DistinguishedName> {
     name.to_der().ok().and_then(|der| DistinguishedName::from_der(&der).ok())
 }
 
-fn spki(certificate: &Certificate) -> Result<Vec<u8>, String> {
+pub(super) fn spki(certificate: &Certificate) -> Result<Vec<u8>, String> {
     certificate.tbs_certificate().subject_public_key_info().to_der().map_err(|error| error.to_string())
 }
 

@@ -8,5 +8,6 @@ pub mod eap;
 pub mod files;
 pub mod identity;
 pub mod name;
+pub mod own;
 mod reason;
 pub mod signature;

@@ -18,17 +18,7 @@ impl Context<'_> {
         remote: &[AddressRange],
         upper: &Upper,
     ) -> Vec<Selector> {
-        let pairs = local.iter().flat_map(|l| remote.iter().map(move |r| (*l, *r)));
-        let selectors: Vec<Selector> = pairs
-            .filter(|(local, remote)| local.start.is_ipv4() == remote.start.is_ipv4())
-            .map(|(local, remote)| Selector {
-                local,
-                remote,
-                protocol: upper.protocol,
-                local_ports: upper.local_ports.clone(),
-                remote_ports: upper.remote_ports.clone(),
-            })
-            .collect();
+        let selectors = pairs(local, remote, upper);
         if selectors.is_empty() {
             self.report.error(
                 table.span.clone(),
@@ -37,6 +27,20 @@ impl Context<'_> {
             );
         }
         selectors
+    }
+
+    /// The worker that is to own SAs.
+    pub(super) fn worker(&self, table: &mut Table<'_, '_>) -> Option<u16> {
+        let found = table.get::<u16>("worker")?;
+        if self.workers.is_some_and(|workers| usize::from(found.value) >= workers) {
+            let workers = self.workers.unwrap_or_default();
+            table.error(
+                found.span,
+                "worker",
+                format!("there are {workers} workers (see datapath.cores), numbered from 0"),
+            );
+        }
+        Some(found.value)
     }
 }
 
@@ -96,4 +100,32 @@ pub(super) fn upper_layer(table: &mut Table<'_, '_>) -> Upper {
 
 pub(super) fn ranges(nets: Vec<Net>) -> Vec<AddressRange> {
     nets.into_iter().map(|Net(range)| range).collect()
+}
+
+/// Packets of the anti-replay window.
+pub(super) fn replay_window(table: &mut Table<'_, '_>) -> u16 {
+    let Some(found) = table.get::<u16>("replay_window") else { return 1024 };
+    if !found.value.is_multiple_of(64) || found.value > 4096 {
+        table.error(
+            found.span,
+            "replay_window",
+            "expected 64 to 4096 in multiples of 64, or 0 to turn the check off",
+        );
+    }
+    found.value
+}
+
+/// A selector for every pair of one family.
+pub(super) fn pairs(local: &[AddressRange], remote: &[AddressRange], upper: &Upper) -> Vec<Selector> {
+    let pairs = local.iter().flat_map(|l| remote.iter().map(move |r| (*l, *r)));
+    pairs
+        .filter(|(local, remote)| local.start.is_ipv4() == remote.start.is_ipv4())
+        .map(|(local, remote)| Selector {
+            local,
+            remote,
+            protocol: upper.protocol,
+            local_ports: upper.local_ports.clone(),
+            remote_ports: upper.remote_ports.clone(),
+        })
+        .collect()
 }

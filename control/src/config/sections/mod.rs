@@ -1,7 +1,11 @@
 //! The sections of the file, each read by functions of its own module, and what they have to agree on: names, SPIs and
 //! selectors that only one of them may have.
 
+mod child;
 mod common;
+mod connection;
+mod credentials;
+mod ike;
 mod policy;
 mod programs;
 mod relay;
@@ -21,7 +25,7 @@ use toml::de::DeTable;
 
 use super::diagnostic::Report;
 use super::keys::KeyFiles;
-use super::reader::Table;
+use super::reader::{Located, Table};
 use super::{Config, ConfigError};
 use programs::{control, datapath};
 
@@ -64,6 +68,10 @@ fn document_sections(
     let policies: Vec<_> =
         root.tables("policy").into_iter().filter_map(|table| context.policy(table)).collect();
     let relays: Vec<_> = root.tables("relay").into_iter().filter_map(|table| context.relay(table)).collect();
+    let mut ike = Context::ike(root.table("ike"));
+    ike.pools = root.tables("pool").into_iter().filter_map(|table| context.pool(table)).collect();
+    let connections = root.tables("connection").into_iter();
+    ike.connections = connections.filter_map(|table| context.connection(table, &ike.listen)).collect();
     root.finish();
     Some(Config {
         datapath: datapath?,
@@ -71,7 +79,7 @@ fn document_sections(
         tunnels,
         policies,
         relays,
-        ike: super::ike::Ike::default(),
+        ike,
         holds_keys: context.holds_keys.get(),
         warnings: Vec::new(),
     })
@@ -97,6 +105,12 @@ struct Seen {
     selectors: HashMap<Selector, (u32, String)>,
     /// Keys of counter-mode suites, by digest.
     keys: HashMap<[u8; 32], String>,
+    /// Pools that could be read.
+    pools: Vec<(String, IpAddr, IpAddr)>,
+    /// Children, by connection and name.
+    children: HashSet<(String, String)>,
+    /// Addresses and identities of connections.
+    peers: HashMap<String, String>,
 }
 
 /// Who receives with an SPI: a tunnel at any address, a relay at one.
@@ -108,17 +122,23 @@ struct Receiver {
 impl Context<'_> {
     /// The `name` of a section, unique among its kind.
     fn name(&self, table: &mut Table<'_, '_>, kind: &'static str) -> Option<String> {
+        let name = Self::plain_name(table)?;
+        if !self.seen.borrow_mut().names.insert((kind, name.value.clone())) {
+            table.error(name.span, "name", format!("another {kind} has this name"));
+            return None;
+        }
+        Some(name.value)
+    }
+
+    /// A `name` of plain characters.
+    fn plain_name(table: &mut Table<'_, '_>) -> Option<Located<String>> {
         let name = table.need::<String>("name")?;
         let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '@' | ':');
         if name.value.is_empty() || name.value.len() > 64 || !name.value.chars().all(plain) {
             table.error(name.span, "name", "expected 1 to 64 letters, digits or any of - _ . @ :");
             return None;
         }
-        if !self.seen.borrow_mut().names.insert((kind, name.value.clone())) {
-            table.error(name.span, "name", format!("another {kind} has this name"));
-            return None;
-        }
-        Some(name.value)
+        Some(name)
     }
 
     fn claim_spi(

@@ -10,8 +10,8 @@ use postern_contract::secret::Secret;
 use postern_wire::ids::Spi;
 
 use super::Context;
-use super::common::{encapsulation, path, ranges, upper_layer};
-use crate::config::keys::from_hex;
+use super::common::{encapsulation, path, ranges, replay_window, upper_layer};
+use crate::config::keys::{from_hex, text};
 use crate::config::reader::{Located, Net, Read, SecretText, Table};
 use crate::config::suite::{EspSuite, Mac, describe_key};
 use crate::config::{DEFAULT_PRIORITY, Half, Keyed, Tunnel};
@@ -48,32 +48,12 @@ impl Context<'_> {
         let local_net = table.get::<Vec<Net>>("local_net");
         let remote_net = table.get::<Vec<Net>>("remote_net");
         let upper = upper_layer(&mut table);
-        let replay_window = table.get::<u16>("replay_window");
-        let window = replay_window.as_ref().map_or(1024, |found| found.value);
-        if let Some(found) = replay_window
-            && (!window.is_multiple_of(64) || window > 4096)
-        {
-            table.error(
-                found.span,
-                "replay_window",
-                "expected 64 to 4096 in multiples of 64, or 0 to turn the check off",
-            );
-        }
+        let replay_window = replay_window(&mut table);
         let follow_peer = table.or("follow_peer", true);
         let lifetime = table.table("lifetime").map(lifetime).unwrap_or_default();
         let path = path(&mut table);
         let priority = table.or("priority", DEFAULT_PRIORITY);
-        let worker = table.get::<u16>("worker");
-        if let Some(found) = &worker
-            && self.workers.is_some_and(|workers| usize::from(found.value) >= workers)
-        {
-            let workers = self.workers.unwrap_or_default();
-            table.error(
-                found.span.clone(),
-                "worker",
-                format!("there are {workers} workers (see datapath.cores), numbered from 0"),
-            );
-        }
+        let worker = self.worker(&mut table);
 
         if let (Some(local), Some(remote)) = (&local, &remote)
             && local.value.is_ipv4() != remote.value.is_ipv4()
@@ -113,12 +93,12 @@ impl Context<'_> {
             selectors: selectors?,
             encap,
             esn,
-            replay_window: window,
+            replay_window,
             follow_peer,
             path,
             lifetime,
             priority,
-            worker: worker.map(|found| found.value),
+            worker,
         };
         self.check_tunnel(&tunnel, &span);
         Some(tunnel)
@@ -254,7 +234,7 @@ impl Context<'_> {
                 self.holds_keys.set(true);
                 Located { span: text.span, value: text.value.0 }
             }
-            (None, Some(path)) => match self.keys.read(&path.value) {
+            (None, Some(path)) => match self.keys.secret(&path.value).and_then(text) {
                 Ok(text) => Located { span: path.span, value: text },
                 Err(problem) => {
                     table.error(path.span, file, problem);
