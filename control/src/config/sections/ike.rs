@@ -58,6 +58,8 @@ impl Context<'_> {
             nat_keepalive: seconds(&mut table, "nat_keepalive_s", 1..=3600, 20),
             fragment_size: number(&mut table, "fragment_size", 576..=65_535, fragment_size),
             drain: default.settings.drain,
+            port: listen.port,
+            nat_port: listen.nat_port,
         };
         if settings.cookie_threshold > settings.half_open_limit {
             table.error(
