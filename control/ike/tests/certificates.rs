@@ -657,3 +657,110 @@ fn presented_is_bounded() {
     peer.add(CertEncoding::X509_SIGNATURE, &certificate("intermediate"));
     judge_with(&trust, &peer, "p256", "p256.example.org").unwrap();
 }
+
+/// The parts of an input of the fuzz target `ike_certificate`.
+fn input(parts: &[(u8, Vec<u8>)]) -> Vec<u8> {
+    parts
+        .iter()
+        .flat_map(|(kind, data)| {
+            let [high, low] = u16::try_from(data.len()).unwrap().to_be_bytes();
+            [&[*kind, high, low], &data[..]].concat()
+        })
+        .collect()
+}
+
+/// Inputs of the fuzz target: what the tests above judge.
+fn seeds() -> Vec<(String, Vec<u8>)> {
+    use postern_ike::auth::fuzz::part;
+    let mut seeds = Vec::new();
+    for (names, crls) in [
+        (&["p256", "intermediate"][..], &["crl-root-ec", "crl-intermediate"][..]),
+        (&["p256", "intermediate"], &["crl-root-ec-intermediate"]),
+        (&["rsa"], &[]),
+        (&["p384"], &["crl-stale"]),
+        (&["p521"], &["crl-twin"]),
+        (&["ed25519"], &["crl-newer"]),
+        (&["revoked"], &["crl-root-ec"]),
+        (&["expired"], &[]),
+        (&["other"], &[]),
+        (&["twin"], &[]),
+        (&["many"], &[]),
+        (&["odd-name"], &[]),
+        (&["critical"], &[]),
+        (&["usage"], &[]),
+        (&["self-signed"], &[]),
+        (&["below-leaf", "p256", "intermediate"], &[]),
+    ] {
+        let name = names[0];
+        let mut parts = vec![(part::ANCHOR, certificate(if name == "rsa" { "root-rsa" } else { "root-ec" }))];
+        for (number, crl_name) in crls.iter().enumerate() {
+            parts.push((if number == 0 { part::CONFIGURED_CRL } else { part::CRL }, crl(crl_name)));
+        }
+        parts.extend(names.iter().map(|name| (part::CERTIFICATE, certificate(name))));
+        parts.push((part::IDENTITY, [&[2], format!("{name}.example.org").as_bytes()].concat()));
+        parts.push((part::OCTETS, OCTETS.to_vec()));
+        // Ed25519 and PKCS#1 sign the same each time; the others' signatures are openssl's.
+        let signature = match name {
+            "p256" | "p384" | "p521" => {
+                let (_, _, identifier) =
+                    RFC_7427.iter().find(|(of, key, _)| *key == name && of.starts_with(name)).unwrap();
+                digital(identifier, &file(&format!("{name}-sha256.sig")))
+            }
+            "rsa" => digital(RFC_7427[12].2, &file("pss-sha256.sig")),
+            "ed25519" => key(name).sign(SHA2, OCTETS).unwrap(),
+            _ => Signature { method: AuthMethod::RSA_SIGNATURE, data: file("rsa-sha1.sig") },
+        };
+        parts.push((part::SIGNATURE, [&[signature.method.0], &signature.data[..]].concat()));
+        seeds.push((name.to_owned() + &crls.join("-"), input(&parts)));
+    }
+    for name in
+        ["p256.key", "p256-pkcs8.key", "encrypted.key", "intermediate.pem", "crl-root-ec.pem", "revoked.der"]
+    {
+        seeds.push((format!("file-{name}"), input(&[(part::FILE, file(name))])));
+    }
+    for (number, text) in
+        ["C=CH, O=x\\, y+UID=z, 2.5.4.3=*", "*@example.org", "keyid:0x00ff"].iter().enumerate()
+    {
+        let kind = [9, 3, 11][number];
+        let identity = id(text).to_data().data;
+        let parts =
+            [(part::FILE, text.as_bytes().to_vec()), (part::IDENTITY, [&[kind], &identity[..]].concat())];
+        seeds.push((format!("identity-{number}"), input(&parts)));
+    }
+    seeds
+}
+
+/// The seeds of the fuzz target go through the same function. With `POSTERN_WRITE_SEEDS` set they are made anew first, as
+/// new certificates demand.
+#[test]
+fn fuzz_seeds_hold() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../hwtests/fuzz/seeds/ike_certificate");
+    if std::env::var_os("POSTERN_WRITE_SEEDS").is_some() {
+        for (name, seed) in seeds() {
+            std::fs::write(format!("{folder}/{name}"), seed).unwrap();
+        }
+    }
+    let mut replayed = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let seed = std::fs::read(&path).unwrap();
+        let held = std::panic::catch_unwind(|| postern_ike::auth::fuzz::certificate(&seed));
+        assert!(held.is_ok(), "{}", path.display());
+        replayed += 1;
+    }
+    assert!(replayed >= 20, "{replayed} seeds in {folder}");
+}
+
+/// Good inputs with one byte changed, anywhere.
+#[test]
+fn damaged_seeds_hold() {
+    for (name, seed) in seeds() {
+        // Every byte of the short ones, every 13th of the long ones.
+        for at in (0..seed.len()).step_by(if seed.len() < 300 { 1 } else { 13 }) {
+            let mut damaged = seed.clone();
+            damaged[at] ^= 0x21;
+            let held = std::panic::catch_unwind(|| postern_ike::auth::fuzz::certificate(&damaged));
+            assert!(held.is_ok(), "{name}, byte {at}");
+        }
+    }
+}

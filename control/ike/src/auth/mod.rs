@@ -6,6 +6,8 @@
 pub mod certificate;
 pub mod eap;
 pub mod files;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod identity;
 pub mod name;
 pub mod own;

@@ -217,6 +217,50 @@ fn ops_4_debug_shows_no_secret() {
     assert!(!shown.contains("sesame") && !shown.contains("S="), "{shown}");
 }
 
+/// The seeds of the fuzz target `ike_eap` go through the same function. With `POSTERN_WRITE_SEEDS` set they are made anew
+/// first: good exchanges up to each of their messages, and what does not fit.
+#[test]
+fn fuzz_seeds_hold() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../hwtests/fuzz/seeds/ike_eap");
+    if std::env::var_os("POSTERN_WRITE_SEEDS").is_some() {
+        let framed = |messages: &[Vec<u8>]| -> Vec<u8> {
+            messages.iter().flat_map(|m| [&[u8::try_from(m.len()).unwrap()], &m[..]].concat()).collect()
+        };
+        for length in 1..8 {
+            // The other end's own messages, unchanged.
+            std::fs::write(format!("{folder}/good-{length}"), framed(&vec![vec![0xff]; length])).unwrap();
+        }
+        let odd = [
+            packet(Code::REQUEST, 0, Some(Kind::NOTIFICATION), &[b"hello"]),
+            packet(Code::REQUEST, 0, Some(Kind(25)), &[&[0x20]]),
+            mschap(Code::REQUEST, 1, OpCode::CHALLENGE, 1, &[&[16], &[9; 16], b"gw"]),
+            mschap(Code::RESPONSE, 1, OpCode::RESPONSE, 1, &[&[49], &[9; 49], b"joe"]),
+            mschap(
+                Code::REQUEST,
+                2,
+                OpCode::SUCCESS,
+                1,
+                &[b"S=0123456789ABCDEF0123456789ABCDEF01234567 M=OK"],
+            ),
+            mschap(Code::REQUEST, 2, OpCode::FAILURE, 1, &[b"E=648 R=1 C=00 V=3 M=no"]),
+            packet(Code::SUCCESS, 2, None, &[]),
+            packet(Code::FAILURE, 2, None, &[]),
+        ];
+        for (number, message) in odd.iter().enumerate() {
+            let messages = [vec![0xff], message.clone(), vec![0xff]];
+            std::fs::write(format!("{folder}/odd-{number}"), framed(&messages)).unwrap();
+        }
+    }
+    let mut replayed = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let seed = std::fs::read(&path).unwrap();
+        assert!(std::panic::catch_unwind(|| super::fuzz(&seed)).is_ok(), "{}", path.display());
+        replayed += 1;
+    }
+    assert!(replayed >= 15, "{replayed} seeds in {folder}");
+}
+
 proptest! {
     /// IKE-3: any messages, in any state, make neither end panic, and a stranger's never succeed.
     #[test]
