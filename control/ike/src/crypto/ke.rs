@@ -388,6 +388,98 @@ mod tests {
         }
     }
 
+    /// IKE-4: powers of the generator by the table and by exponentiation, for any exponents.
+    #[test]
+    fn ike_4_modp_table_agrees_with_exponentiation() {
+        for method in [KeMethod::MODP_2048, KeMethod::MODP_3072, KeMethod::MODP_4096] {
+            let mut exponents: Vec<Vec<u8>> =
+                (0..8).map(|seed| (&mut Seeded(seed) as &mut dyn Random).bytes(48)).collect();
+            exponents.extend([vec![0xff; 48], vec![0x80; 48], [&[0; 31][..], &[1; 17]].concat()]);
+            let mut two = vec![0; public_length(method).unwrap()];
+            *two.last_mut().unwrap() = 2;
+            for exponent in exponents {
+                let (own, public) = KeyExchange::generate(method, &mut Fixed(exponent)).unwrap();
+                assert_eq!(own.agree(&two).unwrap().expose(), public);
+            }
+        }
+    }
+
+    /// IKE-4: Project Wycheproof's vectors for X25519; where the secret is zero, RFC 8031 wants it refused.
+    #[test]
+    fn ike_4_x25519_of_wycheproof() {
+        let set = wycheproof::xdh::TestSet::load(wycheproof::xdh::TestName::X25519).unwrap();
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            let (own, _) =
+                KeyExchange::generate(KeMethod::CURVE25519, &mut Fixed(test.private_key.to_vec())).unwrap();
+            let secret = own.agree(&test.public_key);
+            if test.shared_secret.iter().all(|byte| *byte == 0) {
+                assert_eq!(secret.unwrap_err(), KeError::Peer(KeMethod::CURVE25519), "{}", test.tc_id);
+            } else {
+                assert_eq!(secret.unwrap().expose(), &test.shared_secret[..], "{}", test.tc_id);
+            }
+        }
+    }
+
+    /// IKE-4: Project Wycheproof's vectors for P-256 and P-384. IKE has no compressed points.
+    #[test]
+    fn ike_4_ecp_of_wycheproof() {
+        use wycheproof::TestResult;
+        use wycheproof::ecdh::{TestName, TestSet};
+        for (method, name, length) in [
+            (KeMethod::ECP_256, TestName::EcdhSecp256r1Ecpoint, 32),
+            (KeMethod::ECP_384, TestName::EcdhSecp384r1Ecpoint, 48),
+        ] {
+            let set = TestSet::load(name).unwrap();
+            for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+                let Some(point) = test.public_key.strip_prefix(&[UNCOMPRESSED]) else { continue };
+                let mut scalar = [&[0; 48], &test.private_key[..]].concat();
+                let scalar = scalar.split_off(scalar.len() - length);
+                let (own, _) = KeyExchange::generate(method, &mut Fixed(scalar)).unwrap();
+                match own.agree(point) {
+                    Ok(secret) => {
+                        assert_ne!(test.result, TestResult::Invalid, "{}", test.tc_id);
+                        assert_eq!(secret.expose(), &test.shared_secret[..], "{}", test.tc_id);
+                    }
+                    Err(error) => {
+                        assert_eq!(error, KeError::Peer(method));
+                        assert_eq!(test.result, TestResult::Invalid, "{}", test.tc_id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// IKE-4: Project Wycheproof's vectors for ML-KEM-768: encapsulation keys that FIPS 203 section 7.2 refuses, and
+    /// decapsulation of given ciphertexts, changed ones (implicit rejection) among them.
+    #[test]
+    fn ike_4_ml_kem_of_wycheproof() {
+        use wycheproof::TestResult;
+        use wycheproof::mlkem::{TestName, TestSet};
+        let method = KeMethod::ML_KEM_768;
+        let set = TestSet::load(TestName::MlKem768Encaps).unwrap();
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            let answer = KeyExchange::respond(method, test.encaps_key.as_ref().unwrap(), &mut Seeded(0));
+            assert_eq!(answer.is_ok(), test.result == TestResult::Valid, "{}", test.tc_id);
+        }
+        let set = TestSet::load(TestName::MlKem768SemiExpandedDecaps).unwrap();
+        let mut valid = 0;
+        for test in set.test_groups.iter().flat_map(|group| &group.tests) {
+            let Ok(key) = DecapsulationKey::new(&ML_KEM_768, test.decaps_key.as_ref().unwrap()) else {
+                assert_eq!(test.result, TestResult::Invalid, "{}", test.tc_id);
+                continue;
+            };
+            let own = KeyExchange { method, private: Private::MlKem(Box::new(key)) };
+            match own.agree(test.ct.as_ref().unwrap()) {
+                Ok(secret) if test.result == TestResult::Valid => {
+                    assert_eq!(secret.expose(), &test.shared_secret.as_ref().unwrap()[..]);
+                    valid += 1;
+                }
+                answer => assert!(answer.is_err(), "{}", test.tc_id),
+            }
+        }
+        assert_eq!(valid, 3);
+    }
+
     /// OPS-4: a key pair shows nothing but its method.
     #[test]
     fn ops_4_debug_shows_no_key() {
