@@ -157,6 +157,11 @@ pub(crate) enum Errand {
         /// What it takes over.
         estate: Box<Estate>,
     },
+    /// Close it before long, unless the peer does: it was made by a rekey that another one won.
+    Redundant {
+        /// The SA.
+        sa: SaId,
+    },
     /// Begin again what was lost.
     Restart {
         /// The connection.
@@ -678,6 +683,9 @@ impl Endpoint {
                 }
                 Errand::Inherit { sa, estate } => {
                     self.with(now, sa, |sa, core| sa.inherit(core, now, *estate));
+                }
+                Errand::Redundant { sa } => {
+                    self.with(now, sa, |sa, _| sa.expire_soon(now));
                 }
                 Errand::Restart { connection, child } => {
                     // It is no longer configured, or cannot be begun by this side: nothing to restart.

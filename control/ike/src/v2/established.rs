@@ -65,6 +65,8 @@ pub(super) struct Established {
     pub(super) peer_rekey: Option<PeerRekey>,
     /// Its children were handed to a successor: only the Delete is still to come.
     pub(super) replaced: bool,
+    /// The peer has deleted it while this side's own rekey, which is to come to nothing, was under way.
+    pub(super) lost: bool,
     pub(super) moving: Moving,
 }
 
@@ -180,6 +182,7 @@ impl Established {
             half_open_key: None,
             peer_rekey: None,
             replaced: false,
+            lost: false,
             moving: Moving::default(),
         }
     }
@@ -310,6 +313,11 @@ impl Established {
             || matches!(&self.ours, Some(Ours::Followup(followup)) if followup.child() == Some(index))
     }
 
+    /// Whether the peer has deleted it and nothing keeps it any more.
+    pub(super) const fn is_lost(&self) -> bool {
+        self.lost && self.ours.is_none()
+    }
+
     /// Whether it is on its way to the end.
     pub(super) fn is_closing(&self) -> bool {
         self.replaced
@@ -429,7 +437,7 @@ impl Established {
                 self.heard = now.monotonic;
                 let alive = self.handle_response(common, core, now, path, &payloads);
                 self.pump(common, core, now);
-                alive
+                if self.is_lost() { Alive::No(CloseReason::Replaced) } else { alive }
             }
             Received::Malformed { exchange, id, notify } => {
                 self.heard = now.monotonic;
@@ -550,7 +558,7 @@ impl Established {
             }
         }
         self.pump(common, core, now);
-        Alive::Yes
+        if self.is_lost() { Alive::No(CloseReason::Replaced) } else { Alive::Yes }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -584,6 +592,7 @@ impl Established {
                 return Alive::No(match self.ours {
                     // It was to end anyway.
                     Some(Ours::DeleteIke(reason)) => reason,
+                    _ if self.replaced => CloseReason::Replaced,
                     _ => CloseReason::Dead,
                 });
             }
@@ -591,6 +600,9 @@ impl Established {
         }
         self.retire_children(common, core, now);
         if due(self.expires_at) {
+            if self.lost {
+                return Alive::No(CloseReason::Replaced);
+            }
             self.expires_at = None;
             self.tasks.clear();
             self.tasks.push_back(Task::DeleteIke(CloseReason::Expired));

@@ -28,10 +28,10 @@ impl Established {
         payloads: &Payloads<'_>,
     ) -> Alive {
         let mut answer = Vec::new();
-        let mut ends = None;
+        let mut ends = false;
         for (protocol, spis) in payloads.deletes() {
             if protocol == ProtocolId::IKE {
-                ends = Some(if self.replaced { CloseReason::Replaced } else { CloseReason::Peer });
+                ends = true;
             } else {
                 let own = self.deleted_by_peer(common, core, now, protocol, spis);
                 if !own.is_empty() {
@@ -41,15 +41,15 @@ impl Established {
         }
         // Section 2.21.2: the initiator refuses our authentication; without a Delete it means the same.
         if payloads.notify(NotifyType::AUTHENTICATION_FAILED).is_some() {
-            ends = Some(CloseReason::Peer);
+            ends = true;
         }
-        if ends.is_none() {
+        if !ends {
             answer.extend(self.mobike_request(common, core, now, path, payloads));
         }
         let datagrams = self.respond(core, EXCHANGE, id, &answer);
         common.send_to(core, path, &datagrams);
-        if let Some(reason) = ends {
-            return Alive::No(reason);
+        if ends {
+            return self.deleted(common, core, now);
         }
         self.pump(common, core, now);
         Alive::Yes

@@ -3,12 +3,13 @@
 //! The successor takes over the children as soon as it is certain which one that is: where both sides rekey at once, the
 //! IKE SA that was made with the lowest of the four nonces is deleted by the side that began it.
 
+use core::time::Duration;
 use std::sync::Arc;
 
 use super::agree;
 use super::channel::{Channel, ChannelConfig};
 use super::create_child::lower;
-use super::established::{Established, Ours, Theirs};
+use super::established::{Alive, Established, Ours, Theirs};
 use super::followup::{OwnWork, PeerWork, link};
 use super::half_open::fragment_size;
 use super::opening::NONCE;
@@ -27,6 +28,12 @@ use crate::output::SaId;
 use crate::report::{CloseReason, Report};
 
 const EXCHANGE: ExchangeType = ExchangeType::CREATE_CHILD_SA;
+
+/// An IKE SA whose peer has deleted it waits this long for the end of its own rekey.
+const LOST: Duration = Duration::from_secs(10);
+
+/// An IKE SA that was made by a rekey and is not to be stays this long, if the peer does not delete it.
+const REDUNDANT: Duration = Duration::from_secs(30);
 
 /// How often the peer may ask for another key exchange method.
 const RETRIES: u8 = 2;
@@ -156,13 +163,16 @@ impl Established {
     /// It did not work; it is tried again before the IKE SA expires.
     pub(super) fn ike_failed(&mut self, common: &mut Common, core: &mut Core, now: Now, new: &NewIke) {
         new.abandon(core);
+        if self.lost {
+            return;
+        }
         if let Some(rekeyed) = self.peer_rekey.take() {
             // The peer's rekey stands.
             self.hand_over_to(common, core, rekeyed.successor);
             return;
         }
         if self.expires_at.is_some() {
-            self.rekey_at = Some(now.monotonic + core::time::Duration::from_secs(10));
+            self.rekey_at = Some(now.monotonic + Duration::from_secs(10));
         }
     }
 
@@ -187,7 +197,7 @@ impl Established {
         {
             let wanted = notify.data.first_chunk().map(|bytes| KeMethod(u16::from_be_bytes(*bytes)));
             match (notify.kind, wanted) {
-                (NotifyType::INVALID_KE_PAYLOAD, Some(method)) if new.retries < RETRIES => {
+                (NotifyType::INVALID_KE_PAYLOAD, Some(method)) if new.retries < RETRIES && !self.lost => {
                     let retries = new.retries + 1;
                     self.generate_ike(common, core, new.successor, new.nonce, method, retries);
                 }
@@ -242,16 +252,37 @@ impl Established {
         core.born.push(made);
         let ours = lower(&new.nonce, &nr);
         match self.peer_rekey.take() {
+            // The peer's took over already.
+            _ if self.lost => core.errands.push(Errand::Supersede { sa: id, silently: false }),
             // Ours has the lowest nonce: it goes, and the peer's takes over. The peer deletes this one.
             Some(rekeyed) if ours < rekeyed.nonce.as_slice() => {
                 core.errands.push(Errand::Supersede { sa: id, silently: false });
                 self.hand_over_to(common, core, rekeyed.successor);
             }
-            _ => {
+            rekeyed => {
+                // The peer deletes the one that it began.
+                core.errands.extend(rekeyed.map(|rekeyed| Errand::Redundant { sa: rekeyed.successor }));
                 self.hand_over_to(common, core, id);
                 self.enqueue(common, core, now, Task::DeleteIke(CloseReason::Replaced));
             }
         }
+    }
+
+    /// The peer has deleted the IKE SA.
+    pub(super) fn deleted(&mut self, common: &Common, core: &mut Core, now: Now) -> Alive {
+        if let Some(rekeyed) = self.peer_rekey.take() {
+            // Both sides have rekeyed, and the peer, which has both answers, knows that its own is the one that stays.
+            self.hand_over_to(common, core, rekeyed.successor);
+            let begun =
+                !matches!(&self.ours, Some(Ours::Ike(new)) if matches!(new.phase, Phase::Generating(_)));
+            if begun {
+                // What the peer has made for this side's exchange has to be deleted, once it is known here.
+                self.lost = true;
+                self.expires_at = Some(now.monotonic + LOST);
+                return Alive::Yes;
+            }
+        }
+        Alive::No(if self.replaced { CloseReason::Replaced } else { CloseReason::Peer })
     }
 
     /// The peer wants to rekey the IKE SA.
@@ -414,6 +445,14 @@ impl Established {
 }
 
 impl IkeSa {
+    /// It is not to be; the peer has a little time to say so itself.
+    pub(crate) fn expire_soon(&mut self, now: Now) {
+        if let State::Established(state) = &mut self.state {
+            state.rekey_at = None;
+            state.expires_at = Some(now.monotonic + REDUNDANT);
+        }
+    }
+
     /// Takes over the children of the SA that it replaces.
     pub(crate) fn inherit(&mut self, core: &mut Core, now: Now, estate: super::established::Estate) {
         if let State::Established(state) = &mut self.state {
