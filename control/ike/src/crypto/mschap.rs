@@ -158,4 +158,22 @@ mod tests {
         assert_ne!(msk.expose()[16..32], msk.expose()[..16]);
         assert_eq!(msk.expose()[32..], [0; 32]);
     }
+
+    /// IKE-3, IKE-5: an EAP-MSCHAPv2 exchange of two strongSwan 5.9.8, with the key that they logged.
+    #[test]
+    fn ike_3_strongswan_exchange() {
+        let authenticator = hex("074509bf1daacc11e384ec20c22e4273").try_into().unwrap();
+        let peer = hex("d6a17d8610eaff3edf1213bbc924b989").try_into().unwrap();
+        let password = PasswordHash::of("päss word");
+        let response = password.nt_response(&authenticator, &peer, b"joe");
+        assert_eq!(response.as_slice(), hex("eede36ec1142e720e0cc5dfae36a9e3987a5431ddec49426"));
+        assert_eq!(
+            password.authenticator_response(&response, &authenticator, &peer, b"joe"),
+            "S=250C11EF9093707DFB11B575F6C5B2E8B86494F9"
+        );
+        assert_eq!(
+            password.master_session_key(&response).expose()[..32],
+            hex("15f3a5b927876066c1e2fa934484ec2f1ebd9c6f242758b02232b2a0e79f394e")
+        );
+    }
 }
