@@ -130,13 +130,23 @@ pub struct SaOutline {
     pub generation: Generation,
 }
 
-impl Desired {
-    /// What may be shown of it.
-    pub fn outline(&self) -> Outline {
-        let Self { sas, policies, relays, tunnels } = self;
-        let outline = |WantedSa { tunnel, suite, config }: &WantedSa| SaOutline {
-            tunnel: tunnel.clone(),
-            suite: suite.clone(),
+impl Outline {
+    /// Adds `other`.
+    pub fn extend(&mut self, other: Self) {
+        let Self { sas, policies, relays, tunnels } = other;
+        self.sas.extend(sas);
+        self.policies.extend(policies);
+        self.relays.extend(relays);
+        self.tunnels.extend(tunnels);
+    }
+}
+
+impl SaOutline {
+    /// `config` without its keys.
+    pub const fn new(tunnel: String, suite: String, config: &SaConfig) -> Self {
+        Self {
+            tunnel,
+            suite,
             direction: config.direction,
             protocol: config.protocol,
             mode: config.mode,
@@ -147,6 +157,16 @@ impl Desired {
             esn: config.esn,
             replay_window: config.replay_window,
             generation: config.generation,
+        }
+    }
+}
+
+impl Desired {
+    /// What may be shown of it.
+    pub fn outline(&self) -> Outline {
+        let Self { sas, policies, relays, tunnels } = self;
+        let outline = |WantedSa { tunnel, suite, config }: &WantedSa| {
+            SaOutline::new(tunnel.clone(), suite.clone(), config)
         };
         Outline {
             sas: sas.iter().map(|(id, wanted)| (*id, outline(wanted))).collect(),
@@ -154,6 +174,15 @@ impl Desired {
             relays: relays.iter().map(|(id, relay)| (*id, (relay.name.clone(), relay.entry))).collect(),
             tunnels: tunnels.clone(),
         }
+    }
+
+    /// The inbound SPIs that are taken: of SAs, and of relay entries.
+    pub fn inbound_spis(&self) -> Vec<u32> {
+        let sas = self.sas.values().filter(|wanted| wanted.config.direction == Direction::Inbound);
+        let sas = sas.map(|wanted| wanted.config.spi.on_wire.0);
+        let relays = self.relays.values().flat_map(|relay| [relay.entry.client, relay.entry.gateway]);
+        let relays = relays.flat_map(|side| [side.esp, side.ah]).flatten().map(|pair| pair.to_relay.0);
+        sas.chain(relays).collect()
     }
 
     /// Takes over the keys of `config`.

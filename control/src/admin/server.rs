@@ -238,7 +238,12 @@ impl Daemon {
     }
 
     async fn look(&self) -> Result<View, Failure> {
-        self.ask(Command::Look).await
+        let mut view = self.ask(Command::Look).await?;
+        // Where IKE does not run, nothing is negotiated.
+        if let Ok(negotiated) = self.ask_ike(IkeCommand::Outline).await {
+            view.desired.extend(negotiated);
+        }
+        Ok(view)
     }
 
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Failure> {

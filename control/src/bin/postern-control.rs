@@ -11,8 +11,9 @@ use clap::Parser;
 use postern_control::admin::server::{Daemon, Socket, serve};
 use postern_control::config::{self, Config};
 use postern_control::datapath::launch::{self, DETACH, Launch};
-use postern_control::datapath::supervisor::{Command, Options, Supervisor};
+use postern_control::datapath::supervisor::{Command, Negotiator, Options, Supervisor};
 use postern_control::desired::Desired;
+use postern_control::ike::{self, driver};
 use postern_control::state::Generations;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -106,7 +107,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: &Arguments, config: Config) -> Result<(), (u8, String)> {
+async fn run(arguments: &Arguments, mut config: Config) -> Result<(), (u8, String)> {
     let cannot_start = |error: &dyn std::fmt::Display| (CANNOT_START, error.to_string());
     let control = config.control.clone();
     let datapath = config.datapath.clone();
@@ -122,6 +123,7 @@ async fn run(arguments: &Arguments, config: Config) -> Result<(), (u8, String)> 
     let launch = if datapath.start { Some(how_to_launch(arguments, &config)?) } else { None };
     let warnings = Mutex::new(config.warnings.clone());
     let options = Options { socket: datapath.socket.clone(), launch };
+    let ike = std::mem::take(&mut config.ike);
     let desired = Desired::new(config);
     info!(
         tunnels = desired.tunnels.len(),
@@ -132,12 +134,26 @@ async fn run(arguments: &Arguments, config: Config) -> Result<(), (u8, String)> 
     );
 
     let (commands, receiver) = mpsc::channel(16);
-    let (ike, _) = mpsc::channel(64);
+    let (orders, to_datapath) = mpsc::unbounded_channel();
+    let (notices, from_datapath) = mpsc::unbounded_channel();
+    let (ike_commands, ike_receiver) = mpsc::channel(64);
+    let (ike_stop, ike_stopped) = oneshot::channel();
+    let parts = driver::Parts {
+        config: ike,
+        slots: datapath.sa_slots,
+        taken: desired.inbound_spis(),
+        interface: ike::virtual_interface(&datapath),
+        orders,
+        notices: from_datapath,
+        commands: ike_receiver,
+        stop: ike_stopped,
+    };
+    let ike_task = ike::spawn(parts).map_err(|error| (FAILED, format!("IKE: {error}")))?;
     let (stop, mut stopped) = mpsc::channel(1);
     let daemon = Arc::new(Daemon {
         config: arguments.config.clone(),
         commands: commands.clone(),
-        ike,
+        ike: ike_commands,
         started: Instant::now(),
         in_force: (datapath, control),
         warnings,
@@ -147,7 +163,8 @@ async fn run(arguments: &Arguments, config: Config) -> Result<(), (u8, String)> 
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut hang_up = listen(SignalKind::hangup())?;
-    let supervisor = Supervisor::new(options, generations, desired);
+    let negotiator = Negotiator { orders: to_datapath, notices };
+    let supervisor = Supervisor::new(options, generations, desired).with_negotiator(negotiator);
     let mut supervisor = tokio::spawn(supervisor.run(receiver));
     let server = tokio::spawn(serve(socket, Arc::clone(&daemon)));
 
@@ -172,6 +189,12 @@ async fn run(arguments: &Arguments, config: Config) -> Result<(), (u8, String)> 
             }
         }
     };
+    let (done, ended) = oneshot::channel();
+    if ike_stop.send(driver::Stop { delete: stop_datapath, done }).is_ok() {
+        // An error means that IKE is gone already, which is what we wait for.
+        let _ = ended.await;
+    }
+    let _ = ike_task.join();
     let (done, ended) = oneshot::channel();
     if commands.send(Command::Stop { datapath: stop_datapath, done }).await.is_ok() {
         // An error means that the supervisor is gone already, which is what we wait for.

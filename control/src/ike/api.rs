@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::admin::Failure;
 use crate::config::ike::Ike;
+use crate::desired::Outline;
 
 /// Where an answer goes. A failure's kind decides the exit code of `postern`: what is not configured is
 /// [`NotFound`](crate::admin::FailureKind::NotFound).
@@ -76,6 +77,8 @@ pub enum IkeCommand {
     },
     /// Counters of messages that were not acted on, of handshakes and of failures, by label.
     Counters(oneshot::Sender<Vec<(String, u64)>>),
+    /// What negotiated objects the datapath should hold, for showing them with what it holds.
+    Outline(oneshot::Sender<Outline>),
 }
 
 /// What [`IkeCommand::Down`] and [`IkeCommand::Rekey`] are about.
