@@ -7,11 +7,12 @@ use super::half_open::{HalfOpen, Keyed, Stage};
 use super::nat::{self, Nat};
 use super::opening::{NONCE, abilities, peer_abilities};
 use super::{Common, IkeSa, Next, State, agree};
+use crate::config::{Connection, RemoteAuth};
 use crate::endpoint::{Core, Now};
 use crate::ignored::Ignored;
 use crate::job::{Done, Job};
 use crate::message::legality::{self, Payloads, Phase};
-use crate::message::registry::{ExchangeType, NotifyType, ProtocolId};
+use crate::message::registry::{CertEncoding, ExchangeType, NotifyType, ProtocolId};
 use crate::message::{Head, IkeSpi, KeyExchangeData, Notify, Payload, Proposal, emit};
 use crate::negotiate::{IkeSuite, keyword};
 use crate::output::{Effect, Path};
@@ -114,6 +115,7 @@ impl IkeSa {
             Payload::Notify(notify) => payloads.notify(notify.kind).is_some(),
             _ => true,
         }));
+        more.extend(certificate_request(&candidates));
         more.push(Payload::Notify(Notify::new(NotifyType::CHILDLESS_IKEV2_SUPPORTED, [])));
         let answering = Answering {
             key: (path.remote.ip(), path.remote.port(), head.spi_i),
@@ -156,3 +158,27 @@ impl Answering {
         Ok(State::HalfOpen(Box::new(HalfOpen { key, keyed, deadline, stage: Stage::Idle })))
     }
 }
+
+/// What makes an initiator send its certificate (RFC 7296 section 1.2): the CAs of all connections that may be meant, since
+/// which one is meant is known only with the initiator's identity. Nothing if none of them wants a certificate.
+fn certificate_request(candidates: &[Arc<Connection>]) -> Option<Payload> {
+    let mut authorities = Vec::new();
+    for connection in candidates {
+        let RemoteAuth::Certificate(trust) = &connection.remote_auth else { continue };
+        let all = trust.authorities();
+        for hash in all.as_chunks::<AUTHORITY>().0 {
+            if authorities.len() < MAX_AUTHORITIES && !authorities.contains(hash) {
+                authorities.push(*hash);
+            }
+        }
+    }
+    let encoding = CertEncoding::X509_SIGNATURE;
+    (!authorities.is_empty()).then(|| Payload::CertReq { encoding, authorities: authorities.concat() })
+}
+
+/// Bytes of a CA's hash.
+const AUTHORITY: usize = 20;
+
+/// As many as leave the answer in one packet of 1280 bytes. They are a hint only: initiators send their certificate when
+/// asked for any.
+const MAX_AUTHORITIES: usize = 20;
