@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use base64ct::{Base64, Encoding};
 use postern_contract::secret::Secret;
 use zeroize::Zeroizing;
 
@@ -120,6 +121,14 @@ pub(super) fn from_hex(text: &str) -> Result<Secret, &'static str> {
     }
     // Exactly sized, so that turning it into a box does not move it.
     Ok(Secret::new(core::mem::take(&mut *key)))
+}
+
+/// Reads base64, in constant time as far as the contents go.
+pub(super) fn from_base64(digits: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(vec![0; digits.len()]);
+    let length = Base64::decode(digits, &mut bytes).ok()?.len();
+    bytes.truncate(length);
+    Some(bytes)
 }
 
 fn nibble(digit: u8) -> Option<u8> {

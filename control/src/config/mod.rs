@@ -7,7 +7,6 @@
 mod diagnostic;
 pub mod ike;
 mod keys;
-mod pem;
 mod reader;
 mod sections;
 mod suite;

@@ -470,7 +470,7 @@ pub(super) fn distinguished(name: &Name) -> Option<DistinguishedName> {
     name.to_der().ok().and_then(|der| DistinguishedName::from_der(&der).ok())
 }
 
-pub(super) fn spki(certificate: &Certificate) -> Result<Vec<u8>, String> {
+fn spki(certificate: &Certificate) -> Result<Vec<u8>, String> {
     certificate.tbs_certificate().subject_public_key_info().to_der().map_err(|error| error.to_string())
 }
 

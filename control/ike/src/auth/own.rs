@@ -6,10 +6,9 @@ use std::time::SystemTime;
 use x509_cert::certificate::Certificate;
 use x509_cert::der::Decode;
 
-use super::certificate::{CertificateError, Trust, distinguished, holds, may_sign, spki};
+use super::certificate::{CertificateError, Trust, distinguished, holds, may_sign};
 use super::identity::Identity;
 use super::reason::{in_time, shown};
-use super::signature::SigningKey;
 
 /// A certificate of this side.
 pub struct OwnCertificate(Certificate);
@@ -23,19 +22,9 @@ impl OwnCertificate {
         Certificate::from_der(der).map(Self).map_err(|error| error.to_string())
     }
 
-    /// The subject, in quotes.
-    pub fn shown(&self) -> String {
-        shown(self.0.tbs_certificate().subject())
-    }
-
     /// The subject as an identity, which every certificate holds.
     pub fn subject(&self) -> Option<Identity> {
         distinguished(self.0.tbs_certificate().subject()).map(Identity::Dn)
-    }
-
-    /// Whether `key` is its private key.
-    pub fn fits(&self, key: &SigningKey) -> bool {
-        spki(&self.0).is_ok_and(|spki| key.fits(&spki))
     }
 
     /// What a peer that judges it at `at` would find wrong with the certificate itself.

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use postern_ike::Secret;
 use postern_ike::auth::certificate::{CertificateError, Policy, Trust, TrustError};
+use postern_ike::auth::files::{self, FileError};
 use postern_ike::auth::identity::{Identity, IdentityPattern};
 use postern_ike::auth::own::OwnCertificate;
 use postern_ike::auth::signature::SigningKey;
@@ -19,8 +20,7 @@ use zeroize::Zeroizing;
 
 use super::Context;
 use super::values::one_of;
-use crate::config::keys::text;
-use crate::config::pem;
+use crate::config::keys::{from_base64, from_hex, text};
 use crate::config::reader::{Located, Passphrase, Read, Table, expected};
 use crate::digest::sha256;
 
@@ -40,7 +40,7 @@ pub(super) struct Side<A, I> {
 }
 
 /// Gives the objects, each DER, in the contents of a file.
-type Reader = fn(&[u8]) -> Result<Vec<Vec<u8>>, String>;
+type Reader = fn(&[u8]) -> Result<Vec<Vec<u8>>, FileError>;
 
 /// `method`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,38 +151,25 @@ impl Context<'_> {
         let pss = table.or("pss", false);
         let key = key_file.and_then(|found| {
             let read = self.keys.secret(&found.value).and_then(|bytes| {
-                let der = pem::private_key(&bytes)?;
-                SigningKey::from_der(&der).map_err(|error| error.to_string())
+                files::private_key(&bytes).map_err(|error| format!("{}: {error}", found.value.display()))
             });
             self.or_report(table, "key", &found.span, read).map(|key| (found.span, key))
         });
-        let files = files?;
-        let chain = self.objects(table, "certificate", &files, pem::certificates)?;
-        let report = |problem| {
-            table.error(files.span.clone(), "certificate", problem);
-            None
-        };
-        let certificates: Result<Vec<_>, _> = chain.iter().map(|der| OwnCertificate::from_der(der)).collect();
-        let certificates = match certificates {
-            Ok(certificates) => certificates,
-            Err(error) => {
-                return report(format!("cannot be read: {error}; expected certificates as PEM or DER"));
-            }
-        };
-        let own = certificates.first()?;
-        self.judge(table, &files.span, &certificates);
-        let (key_span, key) = key?;
-        if !own.fits(&key) {
-            let other = certificates.iter().find(|certificate| certificate.fits(&key));
-            let message = match other {
-                Some(other) => format!(
-                    "is the key of {}, which is not the first certificate; put that one first",
-                    other.shown()
-                ),
-                None => format!("is not the key of the certificate of {}", own.shown()),
-            };
-            table.error(key_span, "key", message);
+        let found = files?;
+        let contents = self.contents(table, "certificate", &found)?;
+        let mut certificates = Vec::new();
+        for (path, contents) in &contents {
+            let read = files::certificates(contents).map_err(|error| format!("{}: {error}", path.display()));
+            certificates.extend(self.or_report(table, "certificate", &found.span, read)?);
         }
+        let certificates: Vec<_> =
+            certificates.iter().filter_map(|der| OwnCertificate::from_der(der).ok()).collect();
+        let own = certificates.first()?;
+        self.judge(table, &found.span, &certificates);
+        let (key_span, key) = key?;
+        let pair = files::own(contents.iter().map(|(_, contents)| contents.as_slice()), key);
+        let (chain, key) =
+            self.or_report(table, "key", &key_span, pair.map_err(|error| error.to_string()))?;
         let id = match id {
             Some(found) => {
                 if let Err(CertificateError::Identity { identity, holds }) = own.holds(&found.value) {
@@ -232,9 +219,9 @@ impl Context<'_> {
             self.report.warn(table.span.clone(), &table.path_of("crl_required"), message);
         }
         let ca = ca?;
-        let anchors = self.objects(table, "ca", &ca, pem::certificates);
+        let anchors = self.objects(table, "ca", &ca, files::certificates);
         let crls = match &crl {
-            Some(found) => self.objects(table, "crl", found, pem::crls),
+            Some(found) => self.objects(table, "crl", found, files::crls),
             None => (!table.has("crl")).then(Vec::new),
         };
         let (anchors, crls) = (anchors?, crls?);
@@ -269,9 +256,9 @@ impl Context<'_> {
     /// The shared secret.
     fn psk(&self, table: &mut Table<'_, '_>) -> Option<Secret> {
         let (key, span, text) = self.phrase(table, ["secret", "secret_file"])?;
-        let secret = self.or_report(table, key, &span, pem::shared_secret(&text))?;
+        let secret = self.or_report(table, key, &span, shared_secret(&text))?;
         self.warn_of_short(table, key, &span, secret.len());
-        Some(Secret::new(secret.as_slice()))
+        Some(secret)
     }
 
     /// The password of this side as client.
@@ -372,22 +359,27 @@ impl Context<'_> {
         &self,
         table: &Table<'_, '_>,
         key: &str,
-        files: &Located<Files>,
+        found: &Located<Files>,
         read: Reader,
     ) -> Option<Vec<Vec<u8>>> {
         let mut all = Vec::new();
-        let mut complete = true;
-        for path in &files.value.0 {
-            let found = self
-                .keys
-                .public(path)
-                .and_then(|bytes| read(&bytes).map_err(|problem| format!("{} {problem}", path.display())));
-            match self.or_report(table, key, &files.span, found) {
-                Some(found) => all.extend(found),
-                None => complete = false,
-            }
+        for (path, contents) in self.contents(table, key, found)? {
+            let read = read(&contents).map_err(|error| format!("{}: {error}", path.display()));
+            all.extend(self.or_report(table, key, &found.span, read)?);
         }
-        (complete && !all.is_empty()).then_some(all)
+        Some(all)
+    }
+
+    fn contents<'f>(
+        &self,
+        table: &Table<'_, '_>,
+        key: &str,
+        found: &'f Located<Files>,
+    ) -> Option<Vec<(&'f PathBuf, Vec<u8>)>> {
+        let read = |path: &'f PathBuf| {
+            Some((path, self.or_report(table, key, &found.span, self.keys.public(path))?))
+        };
+        found.value.0.iter().map(read).collect()
     }
 
     fn or_report<T>(
@@ -398,6 +390,20 @@ impl Context<'_> {
         result: Result<T, String>,
     ) -> Option<T> {
         result.map_err(|problem| self.report.error(span.clone(), &table.path_of(key), problem)).ok()
+    }
+}
+
+/// The secret that a text stands for: itself, hexadecimal digits after `0x`, or base64 after `0s`, as strongSwan has it.
+fn shared_secret(text: &str) -> Result<Secret, String> {
+    if text.starts_with("0x") {
+        let secret = from_hex(text).map_err(|problem| format!("after `0x`: {problem}"))?;
+        return Ok(Secret::new(secret.expose()));
+    }
+    match text.strip_prefix("0s") {
+        Some(digits) => from_base64(digits)
+            .map(|secret| Secret::new(secret.as_slice()))
+            .ok_or_else(|| "after `0s`: not base64".to_owned()),
+        None => Ok(Secret::new(text.as_bytes())),
     }
 }
 
@@ -480,3 +486,18 @@ read_identity!(
     IdentityPattern = "an identity in quotes: \"a.example.org\", \"joe@example.org\", \"192.0.2.1\", \"C=CH, O=Example, CN=*\", \
         \"*.example.org\", \"*@example.org\" or \"%any\""
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_as_strongswan_writes_them() {
+        for (text, bytes) in
+            [("plain", &b"plain"[..]), ("0x00ff", &[0, 0xff]), ("0sAAEC", &[0, 1, 2]), ("0", b"0")]
+        {
+            assert_eq!(shared_secret(text).unwrap().expose(), bytes, "{text}");
+        }
+        assert!(shared_secret("0xabc").is_err() && shared_secret("0s?").is_err());
+    }
+}

@@ -148,17 +148,17 @@ fn ops_2_certificates() {
     })
     .unwrap();
     for (from, to, expected) in [
-        ("\"rsa.key\"", "\"ec.key\"", "is not the key of the certificate of \"O=Example, CN=rsa\""),
+        ("\"rsa.key\"", "\"ec.key\"", "does not belong to the certificate of \"O=Example, CN=rsa\""),
         ("\"rsa.key\"", "\"encrypted.key\"", "openssl pkey"),
         ("\"rsa.key\"", "\"rsa.pem\"", "chmod 600"),
         ("\"rsa.key\"", "\"public.key\"", "chmod 600"),
         ("\"rsa.key\"", "\"none.key\"", "cannot be read: No such file"),
-        ("\"rsa.pem\"", "\"rsa.key\"", "holds no certificate: its first part is a PRIVATE KEY"),
+        ("\"rsa.pem\"", "\"rsa.key\"", "holds no certificate, but: PRIVATE KEY"),
         ("\"rsa.pem\"", "\"junk.pem\"", "cannot be read"),
-        ("\"rsa.pem\"", "\"both.pem\"", "put that one first"),
-        ("[\"ca.pem\"]", "[\"junk.pem\"]", "CA certificate 1 cannot be read"),
+        ("\"rsa.pem\"", "\"both.pem\"", "put the own certificate first"),
+        ("[\"ca.pem\"]", "[\"junk.pem\"]", "certificate 1 in it cannot be read"),
         ("[\"ca.pem\"]", "[\"none.pem\"]", "cannot be read: No such file"),
-        ("[\"ca.pem\"]", "[\"ca.pem\"], crl = \"ca.pem\"", "holds no CRL: its first part is a CERTIFICATE"),
+        ("[\"ca.pem\"]", "[\"ca.pem\"], crl = \"ca.pem\"", "holds no CRL, but: CERTIFICATE"),
         (
             "certificate = \"rsa",
             "id = \"b.example.org\", certificate = \"rsa",
