@@ -4,6 +4,7 @@
 //! `emit::chain` is its inverse. What is inside an Encrypted payload is a chain of its own, read once
 //! it has been opened (`crypto::sk`).
 
+pub mod describe;
 pub mod emit;
 pub mod legality;
 pub mod parse;
@@ -229,7 +230,7 @@ pub struct Configuration {
 }
 
 /// What the fuzz target `ike_message`, the property tests and the replay of its seeds all call: reading any bytes never
-/// panics, and a message that was read is written so that it reads the same again.
+/// panics, a message that was read is written so that it reads the same again, and what is made of it keeps its promises.
 ///
 /// # Panics
 /// When that does not hold.
@@ -243,28 +244,60 @@ pub fn fuzz(bytes: &[u8]) {
             assert_eq!(emit::plain(&parsed.head, &again), written);
             let body = parse::Body::Plain(again);
             assert_eq!(parse::message(&written), Ok(parse::Parsed { head: parsed.head, body }));
+            fuzz_payloads(&parsed.head, &payloads);
         }
         parse::Body::Encrypted { first_inner, aad, sealed } => {
             assert_eq!([aad, sealed].concat(), bytes);
             let prefix = emit::sk_prefix(&parsed.head, first_inner, sealed.len());
             assert_eq!(parse::message(&[&prefix, sealed].concat()).map(|again| again.head), Ok(parsed.head));
             // The inside of an envelope is whatever a peer says once it is authenticated.
-            fuzz_chain(first_inner, sealed);
+            fuzz_chain(&parsed.head, first_inner, sealed);
         }
         parse::Body::Fragment { number, total, first_inner, aad, sealed } => {
             assert_eq!([aad, sealed].concat(), bytes);
             let prefix = emit::skf_prefix(&parsed.head, first_inner, number, total, sealed.len());
             assert_eq!(parse::message(&[&prefix, sealed].concat()).map(|again| again.head), Ok(parsed.head));
-            fuzz_chain(first_inner, sealed);
+            fuzz_chain(&parsed.head, first_inner, sealed);
         }
     }
 }
 
-fn fuzz_chain(first: PayloadType, bytes: &[u8]) {
+fn fuzz_chain(head: &Head, first: PayloadType, bytes: &[u8]) {
     let Ok(payloads) = parse::chain(first, bytes) else { return };
     let mut written = Vec::new();
     let first = emit::chain(&payloads, &mut written);
     assert_eq!(parse::chain(first, &written), Ok(payloads.iter().map(as_written).collect()));
+    fuzz_payloads(head, &payloads);
+}
+
+/// What comes after reading: legality, the choice of a proposal, narrowing, and texts of a bounded length.
+fn fuzz_payloads(head: &Head, payloads: &[Payload]) {
+    use crate::negotiate::{keyword, proposal, selector};
+    assert!(describe::Summary { head, payloads }.to_string().len() < 4096);
+    let view = legality::Payloads(payloads);
+    for phase in [legality::Phase::First, legality::Phase::Later] {
+        if legality::check(head.exchange, head.response, phase, payloads).is_ok() {
+            let lone =
+                [PayloadType::SA, PayloadType::KE, PayloadType::NONCE, PayloadType::AUTH, PayloadType::EAP];
+            for kind in lone {
+                assert!(payloads.iter().filter(|payload| payload.kind() == kind).count() <= 1);
+            }
+        }
+    }
+    if let Some(offered) = view.sa() {
+        assert!(keyword::List(offered).to_string().len() < 4096);
+        for configured in [keyword::default_ike(), keyword::default_esp(), keyword::default_ah()] {
+            if let Some(chosen) = proposal::choose(&configured, offered) {
+                let answer = core::slice::from_ref(&chosen.proposal);
+                assert_eq!(proposal::choose(&configured, answer).as_ref(), Some(&chosen));
+            }
+        }
+    }
+    if let Some((ours, theirs)) = view.ts() {
+        let narrowed = selector::narrow(ours, theirs);
+        assert!(selector::all_covered(ours, &narrowed) && selector::all_covered(theirs, &narrowed));
+        assert!(narrowed.len() <= parse::MAX_SELECTORS && selector::List(&narrowed).to_string().len() < 4096);
+    }
 }
 
 /// A payload without what is never written: attributes of transforms that are not known.

@@ -125,9 +125,17 @@ proptest! {
 
     /// IKE-1: no bytes at all make it panic.
     #[test]
-    fn ike_1_any_bytes(first: u8, bytes in bytes(0..300)) {
+    fn ike_1_any_bytes(first: u8, exchange in 34_u8..38, response: bool, bytes in bytes(0..300)) {
         fuzz(&bytes);
-        fuzz_chain(PayloadType(first), &bytes);
+        let head = Head {
+            spi_i: IkeSpi(1),
+            spi_r: IkeSpi(2),
+            exchange: ExchangeType(exchange),
+            from_initiator: true,
+            response,
+            message_id: 0,
+        };
+        fuzz_chain(&head, PayloadType(first), &bytes);
     }
 
     /// IKE-1: nor does a right message with a few bytes changed.
@@ -176,4 +184,175 @@ proptest! {
         }
         fuzz(&message);
     }
+}
+
+/// One message of `strongswan.txt`.
+struct Captured {
+    /// What strongSwan calls it: exchange, request or response, message ID, payloads.
+    name: String,
+    header: Vec<u8>,
+    payloads: Vec<Payload>,
+    chosen: Option<String>,
+}
+
+fn captured() -> Vec<Captured> {
+    let hex = |text: &str| -> Vec<u8> {
+        text.as_bytes()
+            .chunks(2)
+            .map(|pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap())
+            .collect()
+    };
+    let blocks = include_str!("strongswan.txt").split("\n\n").skip(1).filter(|block| !block.is_empty());
+    let messages = blocks.map(|block| {
+        let mut lines = block.lines();
+        let name = lines.next().unwrap().to_owned();
+        let (mut header, mut payloads, mut chosen) = (Vec::new(), Vec::new(), None);
+        for line in lines {
+            let (kind, rest) = line.split_once(' ').unwrap_or((line, ""));
+            match kind {
+                "message" => {
+                    header = hex(rest);
+                    let parse::Body::Plain(plain) = parse::message(&header).unwrap().body else {
+                        panic!("{name}")
+                    };
+                    assert_eq!(emit::plain(&parse::head(&header).unwrap().0, &plain), header, "{name}");
+                    payloads = plain;
+                }
+                "header" => header = hex(rest),
+                "inside" => {
+                    let inside = hex(rest);
+                    payloads = parse::chain(PayloadType(header[28]), &inside).unwrap();
+                    let mut written = Vec::new();
+                    assert_eq!(emit::chain(&payloads, &mut written), PayloadType(header[28]));
+                    assert_eq!(written, inside, "{name}");
+                }
+                "chosen" => chosen = Some(rest.to_owned()),
+                other => panic!("{other}"),
+            }
+        }
+        Captured { name, header, payloads, chosen }
+    });
+    messages.collect()
+}
+
+/// IKE-5: strongSwan's messages are read, are what strongSwan says they are, are legal, and are written with the same bytes.
+#[test]
+fn ike_5_messages_of_strongswan() {
+    let all = captured();
+    assert!(all.len() > 30);
+    for message in &all {
+        let peek = parse::peek(&message.header).unwrap();
+        let head = peek.head;
+        let summary = describe::Summary { head: &head, payloads: &message.payloads }.to_string();
+        // Without what stands in brackets, the names are strongSwan's own.
+        let bare = |text: &str| {
+            let (mut depth, mut bare) = (0_u8, String::new());
+            for character in text.chars() {
+                depth += u8::from(character == '(');
+                if depth == 0 {
+                    bare.push(character);
+                }
+                depth -= u8::from(character == ')');
+            }
+            bare
+        };
+        let theirs = ["CPRQ", "CPRP"].iter().fold(bare(&message.name), |name, cp| name.replace(cp, "CP"));
+        let word = |word: &str| match word.split_once("EAP/") {
+            None => word.to_owned(),
+            Some((before, after)) => format!("{before}EAP{}", if after.ends_with(']') { "]" } else { "" }),
+        };
+        let words: Vec<_> = theirs.split(' ').map(word).collect();
+        assert_eq!(bare(&summary), words.join(" "), "{}", message.name);
+
+        let phase = if head.exchange == ExchangeType::IKE_AUTH && head.message_id > 1 {
+            legality::Phase::Later
+        } else {
+            legality::Phase::First
+        };
+        let legal = legality::check(head.exchange, head.response, phase, &message.payloads);
+        assert_eq!(legal, Ok(()), "{}", message.name);
+        if message.header.len() == emit::SK_PREFIX_LEN {
+            let sealed = usize::try_from(peek.length).unwrap() - emit::SK_PREFIX_LEN;
+            assert_eq!(emit::sk_prefix(&head, PayloadType(message.header[28]), sealed), message.header);
+        }
+    }
+}
+
+/// IKE-5: from strongSwan's offer and its answer follows what its log says was chosen; and we choose what it can accept.
+#[test]
+fn ike_5_choices_of_strongswan() {
+    use crate::negotiate::{Suite, keyword, proposal};
+    let (mut offers, mut answers) = (Vec::new(), 0);
+    for message in captured() {
+        let Some(sa) = legality::Payloads(&message.payloads).sa() else { continue };
+        let head = parse::peek(&message.header).unwrap().head;
+        if !head.response {
+            for configured in [keyword::default_ike(), keyword::default_esp()] {
+                if let Some(chosen) = proposal::choose(&configured, sa) {
+                    assert!(proposal::accepts(sa, &[chosen.proposal]).is_some());
+                }
+            }
+            offers.push((head.exchange, sa.to_vec()));
+            continue;
+        }
+        let (_, offer) = offers.iter().rfind(|(exchange, _)| *exchange == head.exchange).unwrap();
+        let chosen = proposal::accepts(offer, sa).unwrap();
+        let text = match &chosen.suite {
+            Suite::Ike(suite) => format!("IKE:{suite}"),
+            Suite::Child(suite) => suite.to_string(),
+        };
+        assert_eq!(Some(text), message.chosen, "{}", message.name);
+        answers += 1;
+    }
+    assert_eq!(answers, 7);
+}
+
+/// A message in one line: no identity, no address, no key, and not longer than a line is worth.
+#[test]
+fn summary_is_short_and_tells_nothing() {
+    let head = Head {
+        spi_i: IkeSpi(1),
+        spi_r: IkeSpi(2),
+        exchange: ExchangeType::IKE_AUTH,
+        from_initiator: true,
+        response: false,
+        message_id: 1,
+    };
+    let secret = b"gossip".to_vec();
+    let payloads = [
+        Payload::IdI(IdData { kind: IdType::FQDN, data: secret.clone() }),
+        Payload::Notify(Notify::new(NotifyType::INITIAL_CONTACT, secret.clone())),
+        Payload::Notify(Notify::new(NotifyType(40_000), secret.clone())),
+        Payload::Auth { method: AuthMethod::SHARED_KEY, data: secret.clone() },
+        Payload::Cp(Configuration {
+            kind: CfgType::REQUEST,
+            attributes: vec![(CfgAttribute(1), secret.clone())],
+        }),
+        Payload::Eap([&[2, 0, 0, 11, 26][..], &secret].concat()),
+        Payload::Delete { protocol: ProtocolId::ESP, spis: vec![1, 2] },
+        Payload::VendorId(secret),
+        Payload::Unknown { kind: PayloadType(200), critical: false },
+    ];
+    assert_eq!(
+        describe::Summary { head: &head, payloads: &payloads }.to_string(),
+        "IKE_AUTH request 1 [IDi N(INITIAL_CONTACT) N(40000) AUTH(SHARED_KEY) CP(REQUEST) EAP(response 26) D(2 of ESP) V \
+         ?(200)]"
+    );
+    let many = vec![Payload::VendorId(Vec::new()); 128];
+    let text = describe::Summary { head: &head, payloads: &many }.to_string();
+    assert!(text.ends_with("V V and 96 more]") && text.len() < 120, "{text}");
+}
+
+/// The seeds of the fuzz target `ike_message` go through the same function.
+#[test]
+fn fuzz_seeds_hold() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../hwtests/fuzz/seeds/ike_message");
+    let mut replayed = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let seed = std::fs::read(&path).unwrap();
+        assert!(std::panic::catch_unwind(|| fuzz(&seed)).is_ok(), "{}", path.display());
+        replayed += 1;
+    }
+    assert!(replayed >= 20, "{replayed} seeds in {folder}");
 }
