@@ -259,6 +259,16 @@ fn ike_3_bad_certificates() {
         let error = judge(certificates, &[], Policy::default(), &[]).unwrap_err();
         assert_eq!(error.to_string(), text);
     }
+    // The path length that a CA allows counts for one that is configured as well.
+    for anchor in ["root-ec", "intermediate"] {
+        let trust = trust(&[anchor], &[], Policy::default());
+        let peer = presented(&["too-long", "below", "intermediate"], &[]);
+        assert_eq!(
+            judge_with(&trust, &peer, "too-long", "too-long.example.org").unwrap_err().to_string(),
+            r#"the certificate path of "C=CH, O=Postern test, CN=too-long" is not valid: it is longer than a CA in it allows"#
+        );
+        judge_with(&trust, &presented(&["p256", "intermediate"], &[]), "p256", "p256.example.org").unwrap();
+    }
     let trust = trust(&["root-ec"], &[], Policy::default());
     assert_eq!(judge_with(&trust, &Presented::default(), "p384", "x"), Err(CertificateError::Missing));
     let junk = Presented { certificates: vec![vec![0x30, 0x03, 1, 2, 3]], crls: Vec::new() };

@@ -156,6 +156,49 @@ fn ike_3_example_of_rfc_2759() {
     let ClientStep::Send(_) = client.handle(&proof, &mut random) else { panic!() };
 }
 
+/// IKE-3: an exchange of two strongSwan 5.9.8 (`eap-identity`, `eap-mschapv2`; user alice, password wonderland), read from
+/// their logs at level 4. In the place of either one Postern sends the same bytes and comes to the same MSK.
+#[test]
+fn ike_3_exchange_of_strongswan() {
+    let identity_request = hex("0100000501");
+    let identity = hex("0200000a01616c696365");
+    let challenge = hex("01e400241a01e4001f10dbc72971bfbf5bff5b061c9fcf1aba947374726f6e675377616e");
+    let response = hex(
+        "02e400401a02e4003b311b0c4b87179e278f90e8f3403dee369b0000000000000000fe58a2a915ef7872982fbafb72221b2b9d48abe1
+         0daec22600616c696365",
+    );
+    let proof = hex(
+        "01e500491a03e40044533d344237374534373330343341324446444636464443394144463935463932324138463243303634
+         41204d3d57656c636f6d65327374726f6e675377616e00",
+    );
+    let believed = hex("02e500061a03");
+    let success = hex("03e50004");
+    let expected = Secret::new(
+        [hex("99BD9D85E7392A847AFDE740B3BCC3B0AFA94A6B5AC029AB2BE32D8C92A0450C"), vec![0; 32]].concat(),
+    );
+
+    let mut random = Fixed(response[10..26].to_vec(), 0);
+    let mut client = Client::new("alice", Secret::new(b"wonderland".as_slice()));
+    for (request, answer) in [(&identity_request, &identity), (&challenge, &response), (&proof, &believed)] {
+        let step = client.handle(request, &mut random);
+        let ClientStep::Send(sent) = step else { panic!("{step:?}") };
+        assert_eq!(sent, *answer);
+    }
+    assert!(matches!(client.handle(&success, &mut random), ClientStep::Success { msk } if msk == expected));
+
+    let mut random = Fixed([&[0xe3], &challenge[10..26]].concat(), 0);
+    let mut server = Server::new(users(&[("alice", "wonderland")]), "strongSwan");
+    server.start(&mut random);
+    let identity = [&[2, 0xe3], &identity[2..]].concat();
+    assert!(matches!(server.handle(&identity, &mut random), ServerStep::Send(sent) if sent == challenge));
+    let ServerStep::Send(sent) = server.handle(&response, &mut random) else { panic!() };
+    // All but the words of welcome.
+    let (head, words) = (10, proof.len() - "Welcome2strongSwan\0".len());
+    assert_eq!(sent[head..words], proof[head..words]);
+    let ServerStep::Success { send, msk, user } = server.handle(&believed, &mut random) else { panic!() };
+    assert_eq!((send, msk, user.as_str()), (success, expected, "alice"));
+}
+
 /// IKE-3: a client that wants another method, or whose message does not fit, is refused with a reason.
 #[test]
 fn ike_3_what_does_not_fit_is_refused() {
