@@ -630,6 +630,12 @@ impl Endpoint {
         &self.core.counters
     }
 
+    /// Protected messages of an IKE SA.
+    #[cfg(any(test, feature = "exercise"))]
+    pub(crate) fn channel(&mut self, id: SaId) -> Option<&mut crate::v2::channel::Channel> {
+        self.sas.get_mut(&id)?.channel()
+    }
+
     /// Number of IKE SAs, half-open ones included.
     pub fn len(&self) -> usize {
         self.sas.len()

@@ -18,6 +18,8 @@ mod connections;
 pub mod counters;
 pub mod crypto;
 pub mod endpoint;
+#[cfg(any(test, feature = "exercise"))]
+pub mod exercise;
 pub mod ignored;
 pub mod job;
 pub mod message;

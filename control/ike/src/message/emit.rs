@@ -22,6 +22,15 @@ pub fn plain(head: &Head, payloads: &[Payload]) -> Vec<u8> {
     out
 }
 
+/// A message with any bytes for its payloads.
+#[cfg(any(test, feature = "exercise"))]
+pub fn with_chain(head: &Head, first: PayloadType, payloads: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(super::parse::HEADER_LEN + payloads.len());
+    header(head, first, payloads.len(), &mut out);
+    out.extend_from_slice(payloads);
+    out
+}
+
 /// Appends a chain of payloads and returns the type of the first one, NONE if there is none.
 pub fn chain(payloads: &[Payload], out: &mut Vec<u8>) -> PayloadType {
     let mut rest = payloads;

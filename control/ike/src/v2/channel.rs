@@ -387,9 +387,35 @@ impl Channel {
         })
     }
 
+    /// A message with any bytes inside, under the next message ID: what a peer that
+    /// misbehaves could send.
+    #[cfg(any(test, feature = "exercise"))]
+    pub fn forge(
+        &mut self,
+        exchange: ExchangeType,
+        response: bool,
+        first: PayloadType,
+        chain: &[u8],
+        random: &mut dyn Random,
+    ) -> Vec<Vec<u8>> {
+        let id = if response { self.expected_request } else { self.next_request };
+        self.next_request = self.next_request.saturating_add(u32::from(!response));
+        self.seal_chain(&self.head(exchange, response, id), first, chain, random).0.to_vec()
+    }
+
     fn seal(&mut self, head: &Head, payloads: &[Payload], random: &mut dyn Random) -> Datagrams {
         let mut plain = Vec::new();
         let first = emit::chain(payloads, &mut plain);
+        self.seal_chain(head, first, &plain, random)
+    }
+
+    fn seal_chain(
+        &mut self,
+        head: &Head,
+        first: PayloadType,
+        plain: &[u8],
+        random: &mut dyn Random,
+    ) -> Datagrams {
         let sealed = self.sealer.sealed_length(plain.len());
         if let Some(limit) = self.fragment_size.map(usize::from)
             && SK_PREFIX_LEN + sealed > limit
@@ -405,7 +431,7 @@ impl Channel {
             }
         }
         let prefix = emit::sk_prefix(head, first, sealed);
-        Datagrams::from(vec![self.sealer.seal(random, prefix, &plain)])
+        Datagrams::from(vec![self.sealer.seal(random, prefix, plain)])
     }
 
     /// Most bytes of payloads in a fragment of `limit` bytes.

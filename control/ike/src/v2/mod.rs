@@ -509,6 +509,19 @@ impl IkeSa {
         state.into_iter().flat_map(|state| state.children_named(name))
     }
 
+    /// Its protected messages, if it has keys.
+    #[cfg(any(test, feature = "exercise"))]
+    pub(crate) fn channel(&mut self) -> Option<&mut channel::Channel> {
+        match &mut self.state {
+            State::Exchanging(state) => Some(&mut state.keyed.channel),
+            State::Authenticating(state) => Some(&mut state.keyed.channel),
+            State::HalfOpen(state) => Some(&mut state.keyed.channel),
+            State::Established(state) => Some(&mut state.channel),
+            State::Leaving(state) => Some(&mut state.channel),
+            State::Opening(_) | State::Agreeing(_) | State::Answering(_) | State::Dead => None,
+        }
+    }
+
     /// For showing.
     pub(crate) fn view(&self, now: Now) -> IkeSaView {
         let Common { id, initiator, spi_i, spi_r, path, ref connection, born, .. } = self.common;
