@@ -72,7 +72,7 @@ impl Server {
         cores: Vec<u16>,
     ) -> std::io::Result<Self> {
         let listener = Listener::bind(socket)?;
-        let backend = crate::crypto::Backend::select().map_or("none", crate::crypto::Backend::name);
+        let backend = crate::crypto::Engine::select(1).map_or("none", |engine| engine.name());
         Ok(Self {
             appliance,
             listener,

@@ -22,6 +22,7 @@ use crate::handoff::Parcel;
 use crate::inbound::{self, Arrival, InboundBatch};
 use crate::outbound::{self, Came, Cleartext, OutboundBatch};
 use crate::port::{LinkKind, Port, PortStats};
+use crate::sad::config::SaShared;
 use crate::sad::lookup::Handle;
 
 /// Returned objects that wait for the main thread: more than the commands that can be under way and the events of a
@@ -408,12 +409,14 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
         Command::PutInbound(index, sa, rest) => {
             core.sa_drops.forget(Table::Inbound, index);
             if let Some(old) = core.inbound.put(index, sa, rest) {
+                forget_key(core, &old.0.config);
                 core.send(Returned::Inbound(index, Box::new(old)));
             }
         }
         Command::PutOutbound(index, sa, rest) => {
             core.sa_drops.forget(Table::Outbound, index);
             if let Some(old) = core.outbound.put(index, sa, rest) {
+                forget_key(core, &old.0.config);
                 core.send(Returned::Outbound(index, Box::new(old)));
             }
         }
@@ -424,16 +427,19 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
                 Table::Outbound => core.outbound.reconfigure(index, config, move_peer, now),
             };
             if let Some(old) = old {
+                forget_key(core, &old);
                 core.send(Returned::Config(old));
             }
         }
         Command::Take(Table::Inbound, index) => {
             if let Some(sa) = core.inbound.take(index) {
+                forget_key(core, &sa.0.config);
                 core.send(Returned::Inbound(index, Box::new(sa)));
             }
         }
         Command::Take(Table::Outbound, index) => {
             if let Some(sa) = core.outbound.take(index) {
+                forget_key(core, &sa.0.config);
                 core.send(Returned::Outbound(index, Box::new(sa)));
             }
         }
@@ -488,6 +494,13 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
         }
         Command::ReportRelays => core.send(Returned::Relays(core.relays.counters())),
         Command::ReportLatency => core.send(Returned::Latency(Box::new(latency.clone()))),
+    }
+}
+
+/// OPS-4: nothing of a key stays with a worker that does not need it any more.
+fn forget_key(core: &mut Core, config: &SaShared) {
+    if let Some(serial) = config.key.serial() {
+        core.crypto.forget(serial);
     }
 }
 
