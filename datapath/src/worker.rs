@@ -145,6 +145,7 @@ impl Worker {
         for port in self.ports.iter_mut().flatten() {
             port.drain(arena, pool);
         }
+        self.count_refusals();
     }
 
     fn sleep(&self, stop: &AtomicBool) {
@@ -192,6 +193,8 @@ impl Worker {
                 malformed_received,
                 malformed,
                 refused,
+                receive_ring_full,
+                fill_ring_empty,
                 bad_descriptor,
             } = now;
             let counts = [
@@ -202,6 +205,8 @@ impl Worker {
                 (DropReason::Malformed, malformed_received - seen.malformed_received),
                 (DropReason::Malformed, malformed - seen.malformed),
                 (DropReason::TransmitRefused, refused - seen.refused),
+                (DropReason::ReceiveRingFull, receive_ring_full - seen.receive_ring_full),
+                (DropReason::FillRingEmpty, fill_ring_empty - seen.fill_ring_empty),
                 (DropReason::BadDescriptor, bad_descriptor - seen.bad_descriptor),
             ];
             for (reason, count) in counts {
@@ -221,6 +226,9 @@ impl Worker {
             egress::evict(&mut self.core);
             self.core.acquire_tokens = ACQUIRES_PER_SECOND;
             self.core.cells.free_frames.set(self.core.pool.available() as u64);
+            for port in self.ports.iter_mut().flatten() {
+                port.ask_kernel();
+            }
         }
     }
 
