@@ -3,6 +3,8 @@
 //! Nothing here is touched by a packet. Indices, workers and links are decided here, so that a worker only puts,
 //! takes and looks up; an index is used again only after its object came back.
 
+mod windows;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use postern_wire::ids::Spi;
 use crate::command::{COMMANDS_PER_BATCH, Command, Returned, SaSnapshot, Table};
 use crate::core::Outbox;
 use crate::counters::WorkerCells;
-use crate::crypto::fingerprint;
+use crate::crypto::{fingerprint, window_name};
 use crate::fib::Fib;
 use crate::handoff::Inbox;
 use crate::outbound::RESERVE_LOW;
@@ -34,10 +36,15 @@ use crate::selectors::Selectors;
 use crate::spd;
 use crate::worker::place;
 
+use self::windows::Windows;
+
 /// Sequence numbers reserved at once: twice the low-water mark, so that a worker asks when half is used.
 const RESERVE_BLOCK: u64 = 2 * RESERVE_LOW;
 /// SAs, policies or entries on one page of the inventory.
 const PAGE: usize = 128;
+
+/// SAs whose windows are asked for at once.
+const TOPS: usize = 1024;
 
 /// The main thread's ends of one worker.
 #[derive(Debug)]
@@ -157,10 +164,11 @@ impl PolicyRecord {
     }
 }
 
-/// SAs found by something that their descriptions say, without another copy of it.
+/// SAs found by something that their descriptions say, without another copy of it. Its hash is kept: a table that grows
+/// would have to look at every SA for it.
 #[derive(Default)]
 struct Index {
-    ids: HashTable<SaId>,
+    ids: HashTable<(u64, SaId)>,
     hash: DefaultHashBuilder,
 }
 
@@ -172,21 +180,22 @@ impl Index {
         key: impl Fn(&SaShared) -> Option<K>,
         wanted: &K,
     ) -> Option<SaId> {
-        let is_it = |id: &SaId| sas.get(id).and_then(|config| key(config)).as_ref() == Some(wanted);
-        self.ids.find(self.hash.hash_one(wanted), is_it).copied()
+        let wanted_hash = self.hash.hash_one(wanted);
+        let is_it = |(hash, id): &(u64, SaId)| {
+            *hash == wanted_hash && sas.get(id).and_then(|config| key(config)).as_ref() == Some(wanted)
+        };
+        self.ids.find(wanted_hash, is_it).map(|(_, id)| *id)
     }
 
     /// Enters an installed SA.
-    fn insert<K: Hash>(&mut self, sas: &Sas, key: impl Fn(&SaShared) -> Option<K>, id: SaId) {
-        let Self { ids, hash } = self;
-        let hash_of =
-            |id: &SaId| sas.get(id).and_then(|config| key(config)).map_or(0, |value| hash.hash_one(value));
-        ids.insert_unique(hash_of(&id), id, hash_of);
+    fn insert<K: Hash>(&mut self, value: &K, id: SaId) {
+        let hash = self.hash.hash_one(value);
+        self.ids.insert_unique(hash, (hash, id), |(hash, _)| *hash);
     }
 
     /// Forgets an SA by the value that it has.
     fn remove<K: Hash>(&mut self, wanted: &K, id: SaId) {
-        if let Ok(entry) = self.ids.find_entry(self.hash.hash_one(wanted), |other| *other == id) {
+        if let Ok(entry) = self.ids.find_entry(self.hash.hash_one(wanted), |(_, other)| *other == id) {
             entry.remove();
         }
     }
@@ -249,6 +258,7 @@ pub struct Publisher {
     relay_spis: HashMap<(IpsecProtocol, Spi), u32>,
     /// Seconds at which time limits are reached, also of SAs that are gone or have other limits by now.
     deadlines: BTreeSet<(u64, SaId, bool)>,
+    windows: Windows,
     steer: SteerChanges,
     events: Vec<Event>,
     /// Reservations that could not be written and will be tried again.
@@ -283,6 +293,7 @@ impl Publisher {
             relay_keys: HashMap::new(),
             relay_spis: HashMap::new(),
             deadlines: BTreeSet::new(),
+            windows: Windows::default(),
             steer: SteerChanges::default(),
             events: Vec::new(),
             unreserved: Vec::new(),
@@ -400,19 +411,25 @@ impl Publisher {
         let worker = self.worker_for(config)?;
         let table = table_of(direction);
         let mut numbers = (config.sequence, 0);
+        let damaged = self.ledger.damaged();
+        if config.static_keys && damaged > 0 {
+            // A lost ceiling cannot be told from one that never was.
+            return Err(Refusal::Storage(format!(
+                "{damaged} records of sequence numbers are damaged, so keys from a file could be used twice with one \
+                 number, or take a packet twice; give the tunnels new keys, then remove the ledger from the state directory"
+            )));
+        }
+        // Without a window nothing is refused, so there is nothing to keep.
+        let kept = direction == Direction::Inbound && config.static_keys && config.replay_window > 0;
+        let window = kept.then(|| window_name(&config.suite));
+        if let Some(name) = &window {
+            numbers.0 = Windows::begin(&self.ledger, name, config.sequence);
+        }
         if direction == Direction::Outbound {
             let print = fingerprint(&config.suite);
             if self.outbound_keys.find(&self.sas, key_name, &print).is_some() {
                 let text = "suite: another outbound SA uses these keys; each SA needs keys of its own";
                 return Err(Refusal::Invalid(text.to_owned()));
-            }
-            let damaged = self.ledger.damaged();
-            if config.static_keys && damaged > 0 {
-                // A lost ceiling cannot be told from one that never was.
-                return Err(Refusal::Storage(format!(
-                    "{damaged} records of reserved sequence numbers are damaged, so keys from a file could be used twice \
-                     with one number; give the tunnels new keys, then remove the ledger from the state directory"
-                )));
             }
             let reserved = reserved.as_ref().map_err(Clone::clone)?;
             numbers = *reserved.get(&config.id).ok_or(Refusal::Full)?;
@@ -425,7 +442,7 @@ impl Publisher {
         let rest = Rest::new(&shared, now);
         let command = match direction {
             Direction::Inbound => {
-                Command::PutInbound(index, Inbound::new(Arc::clone(&shared), config.sequence), rest)
+                Command::PutInbound(index, Inbound::new(Arc::clone(&shared), numbers.0), rest)
             }
             Direction::Outbound => {
                 let (first, ceiling) = numbers;
@@ -437,12 +454,18 @@ impl Publisher {
             self.bundles.insert((bundle, config.id));
         }
         self.note_deadlines(&shared);
-        let pair = shared.pair();
-        self.sas.insert(config.id, shared);
-        match direction {
-            Direction::Inbound => self.inbound_spis.insert(&self.sas, spi_key, config.id),
-            Direction::Outbound => self.outbound_keys.insert(&self.sas, key_name, config.id),
+        if let Some(name) = window {
+            let last = if config.esn { u64::MAX } else { u32::MAX.into() };
+            self.windows.insert(config.id, name, numbers.0, last);
         }
+        let pair = shared.pair();
+        if let Some(key) = spi_key(&shared) {
+            self.inbound_spis.insert(&key, config.id);
+        }
+        if let Some(print) = key_name(&shared) {
+            self.outbound_keys.insert(&print, config.id);
+        }
+        self.sas.insert(config.id, shared);
         self.link(config.id);
         if let Some(pair) = pair {
             self.link(pair);
@@ -560,6 +583,7 @@ impl Publisher {
 
     fn remove_sa(&mut self, id: SaId) -> Done {
         let Some(config) = self.sas.remove(&id) else { return Done::Already };
+        self.windows.remove(id);
         self.point_users(id, None);
         if let Some(key) = spi_key(&config) {
             self.inbound_spis.remove(&key, id);
@@ -759,7 +783,20 @@ impl Publisher {
             }
         }
         self.grant();
+        self.look_at_windows(now);
         self.flush();
+    }
+
+    /// Asks the workers for the tops of windows that have to outlive the process.
+    fn look_at_windows(&mut self, now: u32) {
+        for id in self.windows.due(now) {
+            let Some(handle) = self.sas.get(&id).map(|config| config.handle) else { continue };
+            let Some(link) = self.workers.get_mut(usize::from(handle.worker())) else { continue };
+            match link.pending.last_mut() {
+                Some(Command::ReportTops(tops)) if tops.len() < TOPS => tops.push((id, handle.index(), 0)),
+                _ => link.push(Command::ReportTops(vec![(id, handle.index(), 0)])),
+            }
+        }
     }
 
     /// Seconds since start at which [`Self::tick`] has something to do.
@@ -798,6 +835,12 @@ impl Publisher {
                 Returned::Outbound(index, _) => self.free(worker, Table::Outbound, index),
                 Returned::Config(_) | Returned::Fib(_) | Returned::Relay(_) | Returned::Commands(_) => {}
                 Returned::Sas(mut snapshots) => self.snapshots.append(&mut snapshots),
+                Returned::Tops(tops) => {
+                    let tops: Vec<_> = tops.into_iter().map(|(id, _, top)| (id, top)).collect();
+                    if let Err(error) = self.windows.look(&tops, &mut self.ledger) {
+                        tracing::error!(%error, "cannot keep the tops of anti-replay windows; trying again");
+                    }
+                }
                 Returned::Relays(counters) => self.relay_counters.extend(counters),
                 Returned::Latency(histogram) => match &mut self.latency {
                     Some(sum) => drop(sum.add(&*histogram)),

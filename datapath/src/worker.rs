@@ -500,6 +500,16 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
             core.send(Returned::Fib(old));
             egress::unpark(core);
         }
+        Command::ReportTops(mut tops) => {
+            tops.retain_mut(|(id, index, top)| match core.inbound.get(*index) {
+                Some(sa) if sa.config.id == *id => {
+                    *top = sa.window.top();
+                    true
+                }
+                _ => false,
+            });
+            core.send(Returned::Tops(tops));
+        }
         Command::ReportRelays => core.send(Returned::Relays(core.relays.counters())),
         Command::ReportLatency => core.send(Returned::Latency(Box::new(latency.clone()))),
     }

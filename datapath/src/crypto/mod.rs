@@ -43,7 +43,7 @@ use postern_contract::sa::{Encryption, IpsecProtocol, Suite, SuiteError};
 
 pub use self::ah::AhKey;
 pub use self::cache::Serial;
-pub use self::check::{fingerprint, key_check};
+pub use self::check::{fingerprint, key_check, window_name};
 pub use self::selftest::SelfTestError;
 pub use self::sequence::{ReserveError, Reserved, SequenceCounter};
 
