@@ -6,7 +6,7 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::core::{ACQUIRES_PER_SECOND, Core, ICMP_PER_SECOND, Outbox, PortInfo};
 use crate::counters::{SaDrops, WorkerCells};
-use crate::crypto::Backend;
+use crate::crypto::{Engine, KEY_SLOTS};
 use crate::egress::{Egress, Parking};
 use crate::fib::{Fib, PortIndex, Resolver};
 use crate::frame::{Arena, Frame, Pool};
@@ -76,7 +76,6 @@ pub enum AssemblyError {
 /// Makes the workers.
 pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
     let Parts { arena, frames, interfaces, fib, resolver, ledger, sa_slots, workers } = parts;
-    let backend = Backend::select()?;
     let bell = Arc::new(Doorbell::new()?);
     let outbox = Outbox { queue: Arc::new(ArrayQueue::new(OUTBOX)), bell: Arc::clone(&bell) };
     let inboxes: Arc<[Inbox]> = (0..workers).map(|_| Inbox::new()).collect::<Result<_, _>>()?;
@@ -110,7 +109,7 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
             id: u8::try_from(id).unwrap_or(u8::MAX),
             arena: arena.clone(),
             pool,
-            backend,
+            crypto: Engine::select(KEY_SLOTS)?,
             spis: SpiTable::new(sa_slots),
             inbound: Slab::default(),
             outbound: Slab::default(),

@@ -91,6 +91,8 @@ pub enum Command {
     Fib(Arc<Fib>),
     /// Report these SAs.
     ReportSas(Vec<(Table, u32)>),
+    /// Report the tops of the windows of inbound SAs: id, index, and place for the top.
+    ReportTops(Vec<(SaId, u32, u64)>),
     /// Report the counters of the translation entries.
     ReportRelays,
     /// Report the latency histogram.
@@ -133,6 +135,8 @@ pub enum Returned {
     Relay(Box<Entry>),
     /// Answer to [`Command::ReportSas`].
     Sas(Vec<SaSnapshot>),
+    /// Answer to [`Command::ReportTops`], without the SAs that are gone.
+    Tops(Vec<(SaId, u32, u64)>),
     /// Answer to [`Command::ReportRelays`].
     Relays(Vec<(RelayId, RelayCounters)>),
     /// Answer to [`Command::ReportLatency`].

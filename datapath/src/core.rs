@@ -12,7 +12,7 @@ use postern_wire::ether::Mac;
 
 use crate::command::{Returned, Table};
 use crate::counters::{SaDrops, WorkerCells};
-use crate::crypto::Backend;
+use crate::crypto::Engine;
 use crate::egress::{Egress, Parking};
 use crate::fib::{Fib, PortIndex, Resolver};
 use crate::frame::{Arena, Frame, Pool};
@@ -59,8 +59,8 @@ pub struct Core {
     pub arena: Arena,
     /// Free frames.
     pub pool: Pool,
-    /// AEAD backend.
-    pub backend: Backend,
+    /// Cryptography and expanded keys.
+    pub crypto: Engine,
     /// SPIs of all workers' inbound SAs.
     pub spis: SpiTable,
     /// Inbound SAs of this worker.

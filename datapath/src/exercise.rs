@@ -22,7 +22,7 @@ use postern_wire::ids::{Protocol, Spi};
 use postern_wire::{esp, ip4, ip6, udp};
 use tempfile::TempDir;
 
-use crate::crypto::{Backend, EspKey, SealOp, SealOutcome, SequenceCounter};
+use crate::crypto::{Engine, EspKey, SealOp, SealOutcome, SequenceCounter};
 use crate::frame::MAX_RECEIVE;
 use crate::testbed::{INSIDE, INSIDE_MAC, Layout, OUTSIDE, OUTSIDE_MAC, Testbed, frame};
 
@@ -433,7 +433,7 @@ fn by_hand(sequence: u64, input: &mut Input<'_>) -> Vec<u8> {
     let kind = KINDS.get(index).unwrap();
     let len = input.u16() % 512;
     let plaintext = input.take(len);
-    let backend = Backend::select().expect("known answers");
+    let mut engine = Engine::select(1).expect("known answers");
     let key = EspKey::new(&kind.suite(index)).unwrap();
     let layout = key.layout();
     let start = esp::HEADER_LEN + usize::from(layout.iv_len);
@@ -446,7 +446,7 @@ fn by_hand(sequence: u64, input: &mut Input<'_>) -> Vec<u8> {
     let reserved = SequenceCounter::new(sequence, sequence + 1, true).reserve().unwrap();
     let mut ops = ArrayVec::<SealOp<'_>, 1>::new();
     ops.push(SealOp { key: &key, sequence: reserved, esn: kind.esn, packet: &mut packet });
-    assert!(backend.seal(ops).iter().all(|outcome| *outcome == SealOutcome::Sealed));
+    assert!(engine.seal(ops).iter().all(|outcome| *outcome == SealOutcome::Sealed));
     if !kind.encap {
         return in_outer(kind.outer_v6, Protocol::ESP, &packet);
     }

@@ -18,7 +18,7 @@ use postern_wire::{ah, esp, udp};
 
 use crate::command::Table;
 use crate::core::Core;
-use crate::crypto::{OpenOp, Outcome};
+use crate::crypto::{Engine, OpenOp, Outcome};
 use crate::fib::PortIndex;
 use crate::forward;
 use crate::frame::{Arena, BATCH, Frame};
@@ -209,7 +209,7 @@ const fn replay_reason(error: ReplayError) -> DropReason {
 
 /// Checks the ICV and decrypts, all ESP packets of the batch at once.
 fn open(core: &mut Core, batch: &mut InboundBatch) {
-    let Core { arena, inbound, backend, .. } = core;
+    let Core { arena, inbound, crypto, .. } = core;
     let mut ops = ArrayVec::<OpenOp<'_>, BATCH>::new();
     for (frame, arrival, sa, sequence, next) in
         izip!(&mut batch.frames, &batch.arrivals, &batch.sas, &batch.sequences, &mut batch.next)
@@ -228,7 +228,7 @@ fn open(core: &mut Core, batch: &mut InboundBatch) {
         }
         ops.push(OpenOp { key, sequence: *sequence, esn: config.esn, packet, outcome: Outcome::Pending });
     }
-    backend.open(&mut ops);
+    crypto.open(&mut ops);
     let outcomes: ArrayVec<Outcome, BATCH> = ops.iter().map(|op| op.outcome).collect();
     drop(ops);
     let opened = izip!(&batch.arrivals, &mut batch.next)
@@ -244,7 +244,7 @@ fn open(core: &mut Core, batch: &mut InboundBatch) {
 
 /// Checks the ICV of AH packets.
 fn verify(core: &mut Core, batch: &mut InboundBatch) {
-    let Core { arena, inbound, spis, id, .. } = core;
+    let Core { arena, inbound, spis, crypto, id, .. } = core;
     // RLY-3: the SPI that the far end wrote into an ESP header below, where a relay translates it.
     let below = |spi: Spi| {
         let handle = spis.get(IpsecProtocol::Esp, spi).filter(|handle| handle.worker() == *id)?;
@@ -258,7 +258,7 @@ fn verify(core: &mut Core, batch: &mut InboundBatch) {
             continue;
         }
         let Some(state) = inbound.get(*sa) else { continue };
-        if let Err(reason) = verify_ah(arena, frame, arrival.at(), state, *sequence, below) {
+        if let Err(reason) = verify_ah(arena, crypto, frame, arrival.at(), state, *sequence, below) {
             *next = Next::DropOfSa(reason);
         }
     }
@@ -268,6 +268,7 @@ fn verify(core: &mut Core, batch: &mut InboundBatch) {
 /// ICV covers in place of the SPI of an ESP header behind AH.
 fn verify_ah(
     arena: &Arena,
+    crypto: &mut Engine,
     frame: &mut Frame,
     at: usize,
     state: &Inbound,
@@ -307,7 +308,7 @@ fn verify_ah(
         frame.grow_back(high.len()).ok_or(DropReason::BadLength)?;
         header::put(arena.bytes_mut(frame), len, high);
     }
-    let right = key.verify(arena.bytes_mut(frame), at + ah::FIXED_LEN);
+    let right = key.verify(crypto, arena.bytes_mut(frame), at + ah::FIXED_LEN);
     frame.truncate(len);
     saved.restore(arena.bytes_mut(frame));
     if let Some((offset, on_wire, _)) = swapped {

@@ -14,7 +14,7 @@ use postern_wire::{ah, esp, ip4, ip6, udp};
 
 use crate::command::{Returned, Table};
 use crate::core::Core;
-use crate::crypto::{ReserveError, Reserved, SealOp, SealOutcome};
+use crate::crypto::{Engine, ReserveError, Reserved, SealOp, SealOutcome};
 use crate::egress;
 use crate::fib::{PortIndex, Route};
 use crate::forward::{self, Complaint, Origin};
@@ -577,7 +577,7 @@ impl Headers<'_> {
 
 /// Encrypts and authenticates, all ESP packets of the batch at once.
 fn seal(core: &mut Core, batch: &mut OutboundBatch) {
-    let Core { arena, outbound, backend, .. } = core;
+    let Core { arena, outbound, crypto, .. } = core;
     let mut ops = ArrayVec::<SealOp<'_>, GROWN>::new();
     let columns = izip!(&mut batch.frames, &batch.sas, &batch.at, &mut batch.numbers, &mut batch.next);
     for (frame, sa, at, number, next) in columns {
@@ -590,7 +590,7 @@ fn seal(core: &mut Core, batch: &mut OutboundBatch) {
         let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
         ops.push(SealOp { key, sequence, esn: state.config.esn, packet });
     }
-    let outcomes = backend.seal(ops);
+    let outcomes = crypto.seal(ops);
     let sealed = izip!(&batch.sas, &mut batch.next).filter(|(sa, next)| {
         let esp = outbound.get(**sa).is_some_and(|state| state.config.protocol() == IpsecProtocol::Esp);
         **next == Next::Continue && esp
@@ -604,6 +604,7 @@ fn seal(core: &mut Core, batch: &mut OutboundBatch) {
 
 /// Computes the ICV of AH, puts the values on the wire in place of the authenticated ones, and the UDP checksum.
 fn finish(core: &mut Core, batch: &mut OutboundBatch) {
+    let Core { arena, outbound, crypto, .. } = core;
     let columns = izip!(
         &mut batch.frames,
         &batch.sas,
@@ -616,9 +617,9 @@ fn finish(core: &mut Core, batch: &mut OutboundBatch) {
         if *next != Next::Continue {
             continue;
         }
-        let (Some(state), Some(peer)) = (core.outbound.get(*sa), core.outbound.peer(*sa)) else { continue };
+        let (Some(state), Some(peer)) = (outbound.get(*sa), outbound.peer(*sa)) else { continue };
         let config = &*state.config;
-        let bundle = core.outbound.get(state.bundle).map(|bundle| &*bundle.config);
+        let bundle = outbound.get(state.bundle).map(|bundle| &*bundle.config);
         let ah = match &config.key {
             SaKey::Ah(_) => Some(config).zip(number.take()),
             SaKey::Esp(_) => bundle.zip(ah_number.take()),
@@ -632,11 +633,11 @@ fn finish(core: &mut Core, batch: &mut OutboundBatch) {
                 } else {
                     at - ah_len(ah_config, v6).min(at)
                 };
-                sign_ah(&core.arena, frame, ah_at, ah_config, number)
+                sign_ah(arena, crypto, frame, ah_at, ah_config, number)
             }
             None => Some(()),
         }
-        .and_then(|()| to_wire(core.arena.bytes_mut(frame), config, peer, at));
+        .and_then(|()| to_wire(arena.bytes_mut(frame), config, peer, at));
         if done.is_none() {
             *next = Next::DropOfSa(DropReason::EgressMtu);
         }
@@ -644,7 +645,14 @@ fn finish(core: &mut Core, batch: &mut OutboundBatch) {
 }
 
 /// RFC 4302 section 3.3.3: the packet is muted in place, signed, and its IP header restored.
-fn sign_ah(arena: &Arena, frame: &mut Frame, at: usize, config: &SaShared, number: Reserved) -> Option<()> {
+fn sign_ah(
+    arena: &Arena,
+    crypto: &mut Engine,
+    frame: &mut Frame,
+    at: usize,
+    config: &SaShared,
+    number: Reserved,
+) -> Option<()> {
     let SaKey::Ah(key) = &config.key else { return None };
     let (ip, _) = arena.bytes_mut(frame).split_at_mut_checked(at)?;
     let saved = header::Saved::take(ip)?;
@@ -659,7 +667,7 @@ fn sign_ah(arena: &Arena, frame: &mut Frame, at: usize, config: &SaShared, numbe
         frame.grow_back(high.len())?;
         header::put(arena.bytes_mut(frame), len, high);
     }
-    let signed = key.sign(number, arena.bytes_mut(frame), at + ah::FIXED_LEN);
+    let signed = key.sign(crypto, number, arena.bytes_mut(frame), at + ah::FIXED_LEN);
     frame.truncate(len);
     let bytes = arena.bytes_mut(frame);
     saved.restore(bytes);

@@ -3,164 +3,54 @@
 //! Nothing here is touched by a packet. Indices, workers and links are decided here, so that a worker only puts,
 //! takes and looks up; an index is used again only after its object came back.
 
+mod inventory;
+mod link;
+mod policies;
+mod relays;
+mod windows;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
-use crossbeam::queue::ArrayQueue;
 use hashbrown::{DefaultHashBuilder, HashTable};
-use ipnet::IpNet;
-use postern_contract::counters::{DropReason, RelayCounters, SaCounters};
+use postern_contract::counters::RelayCounters;
 use postern_contract::event::{Event, LimitKind};
 use postern_contract::relay::{RelayEntry, RelayId};
-use postern_contract::request::{Cursor, Done, Operation, Page, Refusal, RelayReport, SaReport};
-use postern_contract::sa::{Action, Direction, IpsecProtocol, Policy, PolicyId, SaConfig, SaId};
-use postern_contract::{Generation, Translation};
+use postern_contract::request::{Done, Operation, Refusal};
+use postern_contract::sa::{Direction, IpsecProtocol, PolicyId, SaConfig, SaId};
 use postern_wire::ids::Spi;
 
-use crate::command::{COMMANDS_PER_BATCH, Command, Returned, SaSnapshot, Table};
+use crate::command::{Command, Returned, SaSnapshot, Table};
 use crate::core::Outbox;
-use crate::counters::WorkerCells;
-use crate::crypto::fingerprint;
+use crate::crypto::{fingerprint, window_name};
 use crate::fib::Fib;
-use crate::handoff::Inbox;
 use crate::outbound::RESERVE_LOW;
 use crate::reserve::Ledger;
 use crate::sad::config::SaShared;
 use crate::sad::lookup::Handle;
 use crate::sad::runtime::{Inbound, NO_LINK, Outbound, Rest};
-use crate::selectors::Selectors;
-use crate::spd;
 use crate::worker::place;
+
+pub use self::link::WorkerLink;
+pub use self::policies::SteerChanges;
+
+use self::policies::PolicyRecord;
+use self::windows::Windows;
 
 /// Sequence numbers reserved at once: twice the low-water mark, so that a worker asks when half is used.
 const RESERVE_BLOCK: u64 = 2 * RESERVE_LOW;
-/// SAs, policies or entries on one page of the inventory.
-const PAGE: usize = 128;
-
-/// The main thread's ends of one worker.
-#[derive(Debug)]
-pub struct WorkerLink {
-    /// Batches of commands.
-    pub commands: Arc<ArrayQueue<Vec<Command>>>,
-    /// Rings its bell.
-    pub inbox: Inbox,
-    /// Its counters.
-    pub cells: Arc<WorkerCells>,
-    /// Batches sent so far.
-    sent: u64,
-    pending: Vec<Command>,
-    indices: [Indices; 2],
-}
-
-impl WorkerLink {
-    /// Ends of a worker that has been sent nothing yet.
-    pub fn new(commands: Arc<ArrayQueue<Vec<Command>>>, inbox: Inbox, cells: Arc<WorkerCells>) -> Self {
-        Self {
-            commands,
-            inbox,
-            cells,
-            sent: 0,
-            pending: Vec::new(),
-            indices: [Indices::default(), Indices::default()],
-        }
-    }
-
-    fn push(&mut self, command: Command) {
-        self.pending.push(command);
-        if self.pending.len() >= COMMANDS_PER_BATCH {
-            self.flush();
-        }
-    }
-
-    fn flush(&mut self) {
-        if self.pending.is_empty() {
-            return;
-        }
-        let mut batch = std::mem::replace(&mut self.pending, Vec::with_capacity(COMMANDS_PER_BATCH));
-        while let Err(back) = self.commands.push(batch) {
-            batch = back;
-            self.inbox.bell().ring();
-            std::thread::yield_now();
-        }
-        self.sent += 1;
-        self.inbox.bell().ring();
-    }
-
-    fn is_idle(&self) -> bool {
-        self.cells.commands.load(Ordering::Acquire) >= self.sent
-    }
-
-    fn indices(&mut self, table: Table) -> &mut Indices {
-        let [inbound, outbound] = &mut self.indices;
-        match table {
-            Table::Inbound => inbound,
-            Table::Outbound => outbound,
-        }
-    }
-}
-
-/// Free indices of one table.
-#[derive(Debug, Default)]
-struct Indices {
-    next: u32,
-    free: Vec<u32>,
-}
-
-impl Indices {
-    fn take(&mut self) -> Option<u32> {
-        if let Some(index) = self.free.pop() {
-            return Some(index);
-        }
-        let index = self.next;
-        if index > Handle::MAX_INDEX {
-            return None;
-        }
-        self.next += 1;
-        Some(index)
-    }
-}
+/// SAs whose windows are asked for at once.
+const TOPS: usize = 1024;
 
 /// First sequence number and ceiling of new outbound SAs.
 type Reservations = HashMap<SaId, (u64, u64)>;
 
-/// A policy without its id, as small as it gets: it is looked at when it is replaced and for the inventory.
-#[derive(Debug)]
-struct PolicyRecord {
-    generation: Generation,
-    selectors: Selectors,
-    action: Action,
-    priority: u32,
-}
-
-impl PolicyRecord {
-    fn new(policy: &Policy) -> Self {
-        let Policy { id: _, generation, priority, selectors, action } = policy;
-        Self {
-            generation: *generation,
-            selectors: Selectors::new(selectors),
-            action: *action,
-            priority: *priority,
-        }
-    }
-
-    fn policy(&self, id: PolicyId) -> Policy {
-        let Self { generation, selectors, action, priority } = self;
-        Policy {
-            id,
-            generation: *generation,
-            priority: *priority,
-            selectors: selectors.to_vec(),
-            action: *action,
-        }
-    }
-}
-
-/// SAs found by something that their descriptions say, without another copy of it.
+/// SAs found by something that their descriptions say, without another copy of it. Its hash is kept: a table that grows
+/// would have to look at every SA for it.
 #[derive(Default)]
 struct Index {
-    ids: HashTable<SaId>,
+    ids: HashTable<(u64, SaId)>,
     hash: DefaultHashBuilder,
 }
 
@@ -172,21 +62,22 @@ impl Index {
         key: impl Fn(&SaShared) -> Option<K>,
         wanted: &K,
     ) -> Option<SaId> {
-        let is_it = |id: &SaId| sas.get(id).and_then(|config| key(config)).as_ref() == Some(wanted);
-        self.ids.find(self.hash.hash_one(wanted), is_it).copied()
+        let wanted_hash = self.hash.hash_one(wanted);
+        let is_it = |(hash, id): &(u64, SaId)| {
+            *hash == wanted_hash && sas.get(id).and_then(|config| key(config)).as_ref() == Some(wanted)
+        };
+        self.ids.find(wanted_hash, is_it).map(|(_, id)| *id)
     }
 
     /// Enters an installed SA.
-    fn insert<K: Hash>(&mut self, sas: &Sas, key: impl Fn(&SaShared) -> Option<K>, id: SaId) {
-        let Self { ids, hash } = self;
-        let hash_of =
-            |id: &SaId| sas.get(id).and_then(|config| key(config)).map_or(0, |value| hash.hash_one(value));
-        ids.insert_unique(hash_of(&id), id, hash_of);
+    fn insert<K: Hash>(&mut self, value: &K, id: SaId) {
+        let hash = self.hash.hash_one(value);
+        self.ids.insert_unique(hash, (hash, id), |(hash, _)| *hash);
     }
 
     /// Forgets an SA by the value that it has.
     fn remove<K: Hash>(&mut self, wanted: &K, id: SaId) {
-        if let Ok(entry) = self.ids.find_entry(self.hash.hash_one(wanted), |other| *other == id) {
+        if let Ok(entry) = self.ids.find_entry(self.hash.hash_one(wanted), |(_, other)| *other == id) {
             entry.remove();
         }
     }
@@ -204,29 +95,6 @@ fn spi_key(config: &SaShared) -> Option<SpiKey> {
 
 fn key_name(config: &SaShared) -> Option<[u8; 16]> {
     config.fingerprint().copied()
-}
-
-/// What the XDP program has to do after policies changed.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct SteerChanges {
-    /// Prefixes of policies that protect from now on; one comes as often as there are such policies.
-    pub added: Vec<IpNet>,
-    /// Prefixes of policies that are gone.
-    pub removed: Vec<IpNet>,
-}
-
-impl SteerChanges {
-    /// Notes a change, or takes back the opposite one that XDP has not been told of.
-    fn change(&mut self, prefix: IpNet, add: bool) {
-        let Self { added, removed } = self;
-        let (to, opposite) = if add { (added, removed) } else { (removed, added) };
-        match opposite.iter().position(|noted| *noted == prefix) {
-            Some(place) => {
-                opposite.swap_remove(place);
-            }
-            None => to.push(prefix),
-        }
-    }
 }
 
 /// All tables as the main thread sees them.
@@ -249,6 +117,7 @@ pub struct Publisher {
     relay_spis: HashMap<(IpsecProtocol, Spi), u32>,
     /// Seconds at which time limits are reached, also of SAs that are gone or have other limits by now.
     deadlines: BTreeSet<(u64, SaId, bool)>,
+    windows: Windows,
     steer: SteerChanges,
     events: Vec<Event>,
     /// Reservations that could not be written and will be tried again.
@@ -283,6 +152,7 @@ impl Publisher {
             relay_keys: HashMap::new(),
             relay_spis: HashMap::new(),
             deadlines: BTreeSet::new(),
+            windows: Windows::default(),
             steer: SteerChanges::default(),
             events: Vec::new(),
             unreserved: Vec::new(),
@@ -400,19 +270,25 @@ impl Publisher {
         let worker = self.worker_for(config)?;
         let table = table_of(direction);
         let mut numbers = (config.sequence, 0);
+        let damaged = self.ledger.damaged();
+        if config.static_keys && damaged > 0 {
+            // A lost ceiling cannot be told from one that never was.
+            return Err(Refusal::Storage(format!(
+                "{damaged} records of sequence numbers are damaged, so keys from a file could be used twice with one \
+                 number, or take a packet twice; give the tunnels new keys, then remove the ledger from the state directory"
+            )));
+        }
+        // Without a window nothing is refused, so there is nothing to keep.
+        let kept = direction == Direction::Inbound && config.static_keys && config.replay_window > 0;
+        let window = kept.then(|| window_name(&config.suite));
+        if let Some(name) = &window {
+            numbers.0 = Windows::begin(&self.ledger, name, config.sequence);
+        }
         if direction == Direction::Outbound {
             let print = fingerprint(&config.suite);
             if self.outbound_keys.find(&self.sas, key_name, &print).is_some() {
                 let text = "suite: another outbound SA uses these keys; each SA needs keys of its own";
                 return Err(Refusal::Invalid(text.to_owned()));
-            }
-            let damaged = self.ledger.damaged();
-            if config.static_keys && damaged > 0 {
-                // A lost ceiling cannot be told from one that never was.
-                return Err(Refusal::Storage(format!(
-                    "{damaged} records of reserved sequence numbers are damaged, so keys from a file could be used twice \
-                     with one number; give the tunnels new keys, then remove the ledger from the state directory"
-                )));
             }
             let reserved = reserved.as_ref().map_err(Clone::clone)?;
             numbers = *reserved.get(&config.id).ok_or(Refusal::Full)?;
@@ -425,7 +301,7 @@ impl Publisher {
         let rest = Rest::new(&shared, now);
         let command = match direction {
             Direction::Inbound => {
-                Command::PutInbound(index, Inbound::new(Arc::clone(&shared), config.sequence), rest)
+                Command::PutInbound(index, Inbound::new(Arc::clone(&shared), numbers.0), rest)
             }
             Direction::Outbound => {
                 let (first, ceiling) = numbers;
@@ -437,12 +313,18 @@ impl Publisher {
             self.bundles.insert((bundle, config.id));
         }
         self.note_deadlines(&shared);
-        let pair = shared.pair();
-        self.sas.insert(config.id, shared);
-        match direction {
-            Direction::Inbound => self.inbound_spis.insert(&self.sas, spi_key, config.id),
-            Direction::Outbound => self.outbound_keys.insert(&self.sas, key_name, config.id),
+        if let Some(name) = window {
+            let last = if config.esn { u64::MAX } else { u32::MAX.into() };
+            self.windows.insert(config.id, name, numbers.0, last);
         }
+        let pair = shared.pair();
+        if let Some(key) = spi_key(&shared) {
+            self.inbound_spis.insert(&key, config.id);
+        }
+        if let Some(print) = key_name(&shared) {
+            self.outbound_keys.insert(&print, config.id);
+        }
+        self.sas.insert(config.id, shared);
         self.link(config.id);
         if let Some(pair) = pair {
             self.link(pair);
@@ -560,6 +442,7 @@ impl Publisher {
 
     fn remove_sa(&mut self, id: SaId) -> Done {
         let Some(config) = self.sas.remove(&id) else { return Done::Already };
+        self.windows.remove(id);
         self.point_users(id, None);
         if let Some(key) = spi_key(&config) {
             self.inbound_spis.remove(&key, id);
@@ -582,143 +465,6 @@ impl Publisher {
                 // These keys never come back, so neither can their numbers. A failed write leaves a record too many.
                 let _ = self.ledger.forget(&[print]);
             }
-        }
-        Done::Applied
-    }
-
-    /// Points the policies that name an SA to it, or to nothing.
-    fn point_users(&mut self, id: SaId, handle: Option<Handle>) {
-        let users: Vec<PolicyId> = self
-            .users
-            .range((id, PolicyId(0))..=(id, PolicyId(u64::MAX)))
-            .map(|(_, policy)| *policy)
-            .collect();
-        for policy in users {
-            for link in &mut self.workers {
-                link.push(Command::SetPolicyHandle(policy, handle));
-            }
-        }
-    }
-
-    fn install_policy(&mut self, policy: &Policy) -> Result<Done, Refusal> {
-        if let Some(record) = self.policies.get(&policy.id) {
-            let installed = record.generation;
-            match policy.generation.cmp(&installed) {
-                std::cmp::Ordering::Less => return Err(Refusal::Stale(installed)),
-                std::cmp::Ordering::Equal => return Ok(Done::Already),
-                std::cmp::Ordering::Greater => {}
-            }
-        }
-        for selector in &policy.selectors {
-            let families = selector.local.start.is_ipv4() == selector.remote.start.is_ipv4();
-            if !selector.local.is_valid() || !selector.remote.is_valid() || !families {
-                let text = "selectors: each range needs start <= end, and local and remote one family";
-                return Err(Refusal::Invalid(text.to_owned()));
-            }
-        }
-        let handle = match policy.action {
-            Action::Protect(Some(sa)) => {
-                let found = self.sas.get(&sa);
-                if found.is_some_and(|config| config.direction() == Direction::Inbound) {
-                    return Err(Refusal::Invalid(
-                        "action: an inbound SA cannot protect outbound packets".to_owned(),
-                    ));
-                }
-                found.map(|config| config.handle)
-            }
-            _ => None,
-        };
-        if let Some(old) = self.policies.insert(policy.id, Box::new(PolicyRecord::new(policy))) {
-            self.forget_policy(&old.policy(policy.id));
-        }
-        if let Action::Protect(Some(sa)) = policy.action {
-            self.users.insert((sa, policy.id));
-        }
-        if !matches!(policy.action, Action::Bypass) {
-            for prefix in spd::prefixes(&policy.selectors) {
-                self.steer.change(prefix, true);
-            }
-        }
-        let policy = Arc::new(policy.clone());
-        for link in &mut self.workers {
-            link.push(Command::PutPolicy(Arc::clone(&policy), handle));
-        }
-        Ok(Done::Applied)
-    }
-
-    fn forget_policy(&mut self, policy: &Policy) {
-        if let Action::Protect(Some(sa)) = policy.action {
-            self.users.remove(&(sa, policy.id));
-        }
-        if !matches!(policy.action, Action::Bypass) {
-            for prefix in spd::prefixes(&policy.selectors) {
-                self.steer.change(prefix, false);
-            }
-        }
-    }
-
-    fn remove_policy(&mut self, id: PolicyId) -> Done {
-        let Some(record) = self.policies.remove(&id) else { return Done::Already };
-        self.forget_policy(&record.policy(id));
-        for link in &mut self.workers {
-            link.push(Command::RemovePolicy(id));
-        }
-        Done::Applied
-    }
-
-    fn install_relay(&mut self, entry: &RelayEntry) -> Result<Done, Refusal> {
-        entry.validate()?;
-        if let Some(installed) = self.relays.get(&entry.id) {
-            match entry.generation.cmp(&installed.generation) {
-                std::cmp::Ordering::Less => return Err(Refusal::Stale(installed.generation)),
-                std::cmp::Ordering::Equal => return Ok(Done::Already),
-                std::cmp::Ordering::Greater => {}
-            }
-        }
-        let keys = relay_keys(entry);
-        for (position, key) in keys.iter().enumerate() {
-            let (protocol, spi, _) = *key;
-            if self.relay_keys.get(key).is_some_and(|owner| *owner != entry.id)
-                || keys.iter().take(position).any(|other| other == key)
-                || self.inbound_spis.find(&self.sas, spi_key, &(protocol, spi)).is_some()
-            {
-                return Err(Refusal::SpiTaken(spi));
-            }
-        }
-        self.forget_relay_keys(entry.id);
-        for key in keys {
-            let (protocol, spi, _) = key;
-            self.relay_keys.insert(key, entry.id);
-            *self.relay_spis.entry((protocol, spi)).or_insert(0) += 1;
-        }
-        self.relays.insert(entry.id, *entry);
-        for link in &mut self.workers {
-            link.push(Command::PutRelay(*entry));
-        }
-        Ok(Done::Applied)
-    }
-
-    fn forget_relay_keys(&mut self, id: RelayId) {
-        if let Some(old) = self.relays.get(&id) {
-            for key in relay_keys(old) {
-                self.relay_keys.remove(&key);
-                if let Some(count) = self.relay_spis.get_mut(&(key.0, key.1)) {
-                    *count -= 1;
-                    if *count == 0 {
-                        self.relay_spis.remove(&(key.0, key.1));
-                    }
-                }
-            }
-        }
-    }
-
-    fn remove_relay(&mut self, id: RelayId) -> Done {
-        self.forget_relay_keys(id);
-        if self.relays.remove(&id).is_none() {
-            return Done::Already;
-        }
-        for link in &mut self.workers {
-            link.push(Command::RemoveRelay(id));
         }
         Done::Applied
     }
@@ -759,7 +505,20 @@ impl Publisher {
             }
         }
         self.grant();
+        self.look_at_windows(now);
         self.flush();
+    }
+
+    /// Asks the workers for the tops of windows that have to outlive the process.
+    fn look_at_windows(&mut self, now: u32) {
+        for id in self.windows.due(now) {
+            let Some(handle) = self.sas.get(&id).map(|config| config.handle) else { continue };
+            let Some(link) = self.workers.get_mut(usize::from(handle.worker())) else { continue };
+            match link.pending.last_mut() {
+                Some(Command::ReportTops(tops)) if tops.len() < TOPS => tops.push((id, handle.index(), 0)),
+                _ => link.push(Command::ReportTops(vec![(id, handle.index(), 0)])),
+            }
+        }
     }
 
     /// Seconds since start at which [`Self::tick`] has something to do.
@@ -798,6 +557,12 @@ impl Publisher {
                 Returned::Outbound(index, _) => self.free(worker, Table::Outbound, index),
                 Returned::Config(_) | Returned::Fib(_) | Returned::Relay(_) | Returned::Commands(_) => {}
                 Returned::Sas(mut snapshots) => self.snapshots.append(&mut snapshots),
+                Returned::Tops(tops) => {
+                    let tops: Vec<_> = tops.into_iter().map(|(id, _, top)| (id, top)).collect();
+                    if let Err(error) = self.windows.look(&tops, &mut self.ledger) {
+                        tracing::error!(%error, "cannot keep the tops of anti-replay windows; trying again");
+                    }
+                }
                 Returned::Relays(counters) => self.relay_counters.extend(counters),
                 Returned::Latency(histogram) => match &mut self.latency {
                     Some(sum) => drop(sum.add(&*histogram)),
@@ -852,107 +617,6 @@ impl Publisher {
             link.indices(table).free.push(index);
         }
     }
-
-    /// One page of the inventory.
-    pub fn page(&mut self, after: Option<Cursor>) -> Page {
-        let mut page = Page::default();
-        match after {
-            None => self.sa_page(None, &mut page),
-            Some(Cursor::Sa(id)) => self.sa_page(Some(id), &mut page),
-            Some(Cursor::Policy(id)) => self.policy_page(id, &mut page),
-            Some(Cursor::Relay(id)) => self.relay_page(id, &mut page),
-        }
-        page
-    }
-
-    fn sa_page(&mut self, after: Option<SaId>, page: &mut Page) {
-        use std::ops::Bound;
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let ids: Vec<SaId> =
-            self.sas.range((start, Bound::Unbounded)).take(PAGE).map(|(id, _)| *id).collect();
-        page.next = match ids.last() {
-            Some(last) if ids.len() == PAGE => Some(Cursor::Sa(*last)),
-            _ => Some(Cursor::Policy(None)),
-        };
-        page.sas = self.reports(&ids);
-    }
-
-    /// One SA with its counters.
-    pub fn sa(&mut self, id: SaId) -> Option<SaReport> {
-        self.reports(&[id]).pop()
-    }
-
-    fn reports(&mut self, ids: &[SaId]) -> Vec<SaReport> {
-        let mut wanted: BTreeMap<u8, Vec<(Table, u32)>> = BTreeMap::new();
-        for id in ids {
-            if let Some(config) = self.sas.get(id) {
-                let place = (table_of(config.direction()), config.handle.index());
-                wanted.entry(config.handle.worker()).or_default().push(place);
-            }
-        }
-        self.snapshots.clear();
-        for (worker, places) in wanted {
-            self.send(worker, Command::ReportSas(places));
-        }
-        self.settle();
-        let found: HashMap<SaId, SaSnapshot> = std::mem::take(&mut self.snapshots)
-            .into_iter()
-            .map(|snapshot| (snapshot.config.id, snapshot))
-            .collect();
-        let describe = |id: &SaId| {
-            let config = self.sas.get(id)?;
-            Some(report(config, config.handle.worker(), found.get(id)?))
-        };
-        ids.iter().filter_map(describe).collect()
-    }
-
-    fn policy_page(&self, after: Option<PolicyId>, page: &mut Page) {
-        use std::ops::Bound;
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let records = self.policies.range((start, Bound::Unbounded)).take(PAGE);
-        page.policies = records.map(|(id, record)| record.policy(*id)).collect();
-        page.next = match page.policies.last() {
-            Some(last) if page.policies.len() == PAGE => Some(Cursor::Policy(Some(last.id))),
-            _ => Some(Cursor::Relay(None)),
-        };
-    }
-
-    fn relay_page(&mut self, after: Option<RelayId>, page: &mut Page) {
-        use std::ops::Bound;
-        self.relay_counters.clear();
-        for link in &mut self.workers {
-            link.push(Command::ReportRelays);
-        }
-        self.settle();
-        let mut sums: HashMap<RelayId, RelayCounters> = HashMap::new();
-        for (id, counters) in std::mem::take(&mut self.relay_counters) {
-            let sum = sums.entry(id).or_default();
-            sum.to_gateway_packets += counters.to_gateway_packets;
-            sum.to_gateway_bytes += counters.to_gateway_bytes;
-            sum.to_client_packets += counters.to_client_packets;
-            sum.to_client_bytes += counters.to_client_bytes;
-            sum.wrong_peer += counters.wrong_peer;
-        }
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let entries = self.relays.range((start, Bound::Unbounded)).take(PAGE);
-        page.relays = entries
-            .map(|(id, entry)| RelayReport { entry: *entry, counters: sums.remove(id).unwrap_or_default() })
-            .collect();
-        page.next = match page.relays.last() {
-            Some(last) if page.relays.len() == PAGE => Some(Cursor::Relay(Some(last.entry.id))),
-            _ => None,
-        };
-    }
-
-    /// Sum of all workers' latency histograms.
-    pub fn latency(&mut self) -> Option<hdrhistogram::Histogram<u64>> {
-        self.latency = None;
-        for link in &mut self.workers {
-            link.push(Command::ReportLatency);
-        }
-        self.settle();
-        self.latency.take()
-    }
 }
 
 /// Second since the start at which an SA reaches its soft or hard limit in seconds.
@@ -960,38 +624,4 @@ fn deadline(config: &SaShared, hard: bool) -> Option<u64> {
     let lifetime = config.lifetime()?;
     let limits = if hard { &lifetime.hard } else { &lifetime.soft };
     limits.seconds.map(|seconds| u64::from(config.installed).saturating_add(seconds))
-}
-
-fn relay_keys(entry: &RelayEntry) -> Vec<(IpsecProtocol, Spi, std::net::IpAddr)> {
-    [&entry.client, &entry.gateway].into_iter().filter_map(crate::relay::key).collect()
-}
-
-fn report(config: &SaShared, worker: u8, snapshot: &SaSnapshot) -> SaReport {
-    let (local, remote) = config.translations();
-    let (peer, port) = snapshot.peer;
-    let drops: Vec<(DropReason, u64)> = snapshot.drops.clone();
-    SaReport {
-        id: config.id,
-        generation: config.generation,
-        direction: config.direction(),
-        protocol: config.protocol(),
-        mode: config.mode,
-        spi: config.spi,
-        local,
-        remote: Translation {
-            on_wire: peer,
-            authenticated: if remote.is_translated() { remote.authenticated } else { peer },
-        },
-        encap: config.encap.map(|encap| postern_contract::sa::UdpEncap { remote_port: port, ..encap }),
-        worker: u16::from(worker),
-        stopped: snapshot.stopped,
-        key_check: config.key_check,
-        counters: SaCounters {
-            packets: snapshot.packets,
-            bytes: snapshot.bytes,
-            sequence: snapshot.sequence,
-            drops,
-            idle_seconds: snapshot.idle_seconds,
-        },
-    }
 }

@@ -5,6 +5,9 @@
 //! [raised](Ledger::raise) and is on stable storage when that returns; after a restart an SA with the same key (found
 //! by a fingerprint of it) goes on at the ceiling.
 //!
+//! The same promise is kept for inbound SAs whose keys come back, of the numbers that their windows accepted
+//! ([`crate::publish`]).
+//!
 //! # What is guaranteed
 //! - **Crash, kill, power loss at any instant:** [`Ledger::ceiling`] is never below a ceiling whose `raise` returned
 //!   `Ok`. A write that was under way may be there in whole, in part or not at all, in any order of its blocks.

@@ -23,7 +23,7 @@ use crate::appliance::Appliance;
 /// Requests of one client that are read before the next client's turn.
 const ROUND: usize = 256;
 /// Operations applied before the answers are sent.
-const OPERATIONS: usize = 1 << 14;
+const OPERATIONS: usize = 1 << 12;
 /// Events kept for a control process that is away.
 const BACKLOG: usize = 4096;
 /// Events in one message.
@@ -72,7 +72,7 @@ impl Server {
         cores: Vec<u16>,
     ) -> std::io::Result<Self> {
         let listener = Listener::bind(socket)?;
-        let backend = crate::crypto::Backend::select().map_or("none", crate::crypto::Backend::name);
+        let backend = crate::crypto::Engine::select(1).map_or("none", |engine| engine.name());
         Ok(Self {
             appliance,
             listener,

@@ -22,6 +22,7 @@ use crate::handoff::Parcel;
 use crate::inbound::{self, Arrival, InboundBatch};
 use crate::outbound::{self, Came, Cleartext, OutboundBatch};
 use crate::port::{LinkKind, Port, PortStats};
+use crate::sad::config::SaShared;
 use crate::sad::lookup::Handle;
 
 /// Returned objects that wait for the main thread: more than the commands that can be under way and the events of a
@@ -144,6 +145,7 @@ impl Worker {
         for port in self.ports.iter_mut().flatten() {
             port.drain(arena, pool);
         }
+        self.count_refusals();
     }
 
     fn sleep(&self, stop: &AtomicBool) {
@@ -191,6 +193,8 @@ impl Worker {
                 malformed_received,
                 malformed,
                 refused,
+                receive_ring_full,
+                fill_ring_empty,
                 bad_descriptor,
             } = now;
             let counts = [
@@ -201,6 +205,8 @@ impl Worker {
                 (DropReason::Malformed, malformed_received - seen.malformed_received),
                 (DropReason::Malformed, malformed - seen.malformed),
                 (DropReason::TransmitRefused, refused - seen.refused),
+                (DropReason::ReceiveRingFull, receive_ring_full - seen.receive_ring_full),
+                (DropReason::FillRingEmpty, fill_ring_empty - seen.fill_ring_empty),
                 (DropReason::BadDescriptor, bad_descriptor - seen.bad_descriptor),
             ];
             for (reason, count) in counts {
@@ -220,6 +226,9 @@ impl Worker {
             egress::evict(&mut self.core);
             self.core.acquire_tokens = ACQUIRES_PER_SECOND;
             self.core.cells.free_frames.set(self.core.pool.available() as u64);
+            for port in self.ports.iter_mut().flatten() {
+                port.ask_kernel();
+            }
         }
     }
 
@@ -408,12 +417,14 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
         Command::PutInbound(index, sa, rest) => {
             core.sa_drops.forget(Table::Inbound, index);
             if let Some(old) = core.inbound.put(index, sa, rest) {
+                forget_key(core, &old.0.config);
                 core.send(Returned::Inbound(index, Box::new(old)));
             }
         }
         Command::PutOutbound(index, sa, rest) => {
             core.sa_drops.forget(Table::Outbound, index);
             if let Some(old) = core.outbound.put(index, sa, rest) {
+                forget_key(core, &old.0.config);
                 core.send(Returned::Outbound(index, Box::new(old)));
             }
         }
@@ -424,16 +435,19 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
                 Table::Outbound => core.outbound.reconfigure(index, config, move_peer, now),
             };
             if let Some(old) = old {
+                forget_key(core, &old);
                 core.send(Returned::Config(old));
             }
         }
         Command::Take(Table::Inbound, index) => {
             if let Some(sa) = core.inbound.take(index) {
+                forget_key(core, &sa.0.config);
                 core.send(Returned::Inbound(index, Box::new(sa)));
             }
         }
         Command::Take(Table::Outbound, index) => {
             if let Some(sa) = core.outbound.take(index) {
+                forget_key(core, &sa.0.config);
                 core.send(Returned::Outbound(index, Box::new(sa)));
             }
         }
@@ -486,8 +500,25 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
             core.send(Returned::Fib(old));
             egress::unpark(core);
         }
+        Command::ReportTops(mut tops) => {
+            tops.retain_mut(|(id, index, top)| match core.inbound.get(*index) {
+                Some(sa) if sa.config.id == *id => {
+                    *top = sa.window.top();
+                    true
+                }
+                _ => false,
+            });
+            core.send(Returned::Tops(tops));
+        }
         Command::ReportRelays => core.send(Returned::Relays(core.relays.counters())),
         Command::ReportLatency => core.send(Returned::Latency(Box::new(latency.clone()))),
+    }
+}
+
+/// OPS-4: nothing of a key stays with a worker that does not need it any more.
+fn forget_key(core: &mut Core, config: &SaShared) {
+    if let Some(serial) = config.key.serial() {
+        core.crypto.forget(serial);
     }
 }
 

@@ -12,12 +12,16 @@
 mod common;
 
 use allocation_counter::{AllocationInfo, measure};
+use arrayvec::ArrayVec;
 use common::*;
 use postern_contract::Generation;
 use postern_contract::counters::DropReason;
 use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
 use postern_contract::request::Operation;
 use postern_contract::sa::Mode;
+use postern_datapath::crypto::{
+    Engine, EspKey, Layout, OpenOp, Outcome, SealOp, SealOutcome, SequenceCounter,
+};
 use postern_datapath::testbed::{INSIDE_MAC, OUTSIDE_MAC, Testbed, frame};
 use postern_wire::ids::{Protocol, Spi};
 
@@ -178,4 +182,36 @@ fn dp_2_hand_off() {
     assert_eq!(steady(&pair.a, "hand-off"), 20 * 64);
     let handed = pair.a.workers.borrow()[0].core.cells.handed_off.get();
     assert_eq!(handed, 40 * 64);
+}
+
+/// DP-2: more SAs than a worker keeps expanded keys of: each packet finds its key gone and expands it.
+#[test]
+fn dp_2_keys_that_make_room() {
+    let mut engine = Engine::select(16).unwrap();
+    for suite in ALL_SUITES.into_iter().filter(|suite| !suite.is_ah()) {
+        let keys: Vec<EspKey> = (0..128).map(|seed| EspKey::new(&suite.suite(seed)).unwrap()).collect();
+        let Layout { iv_len, icv_len, .. } = keys[0].layout();
+        let mut packet = vec![0x5a; 8 + usize::from(iv_len) + 64 + usize::from(icv_len)];
+        let mut counter = SequenceCounter::new(1, u64::MAX, true);
+        let info = measure(|| {
+            for key in &keys {
+                let mut ops = ArrayVec::<SealOp<'_>, 1>::new();
+                let sequence = counter.reserve().unwrap();
+                ops.push(SealOp { key, sequence, esn: true, packet: &mut packet });
+                assert_eq!(engine.seal(ops)[..], [SealOutcome::Sealed]);
+                let op = OpenOp {
+                    key,
+                    sequence: counter.last(),
+                    esn: true,
+                    packet: &mut packet,
+                    outcome: Outcome::Pending,
+                };
+                let mut ops = [op];
+                engine.open(&mut ops);
+                assert_eq!(ops[0].outcome, Outcome::Opened);
+            }
+            keys.iter().filter_map(EspKey::serial).for_each(|serial| engine.forget(serial));
+        });
+        assert_eq!((info.count_total, info.bytes_total), (0, 0), "{suite:?}");
+    }
 }

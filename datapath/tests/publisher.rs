@@ -107,6 +107,33 @@ fn dp_7_replacing_keeps_the_runtime_half() {
     assert_eq!((inbound.generation, outbound.generation), (Generation(2), Generation(2)));
 }
 
+/// OPS-4: what a worker expanded of a key is gone from it with the SA, and with the configuration that held the key.
+#[test]
+fn ops_4_expanded_keys_go_with_their_sas() {
+    let expanded = |pair: &Pair| pair.a.workers.borrow()[0].core.crypto.expanded();
+    for suite in [Suites::Gcm128, Suites::AhGmac] {
+        let options = Options::default();
+        let mut pair = Pair::new(suite, options.clone());
+        assert_eq!(expanded(&pair), 0);
+        let sealed = pair.protect_b(&datagram(false, false, b"back")).remove(0);
+        assert_eq!(pair.open_a(&sealed).len(), 1);
+        pair.protect(&packet());
+        assert_eq!(expanded(&pair), 2);
+        let mut operations = side(suite, &options, true);
+        sa(&mut operations, A_OUT).generation = Generation(2);
+        for done in pair.a.apply(operations) {
+            done.unwrap();
+        }
+        assert_eq!(expanded(&pair), 1, "{suite:?}: the replaced configuration had a key of its own");
+        pair.protect(&packet());
+        assert_eq!(expanded(&pair), 2);
+        for (id, left) in [(A_IN, 1), (A_OUT, 0)] {
+            assert_eq!(apply(&mut pair.a, Operation::RemoveSa(id)), Ok(Done::Applied));
+            assert_eq!(expanded(&pair), left, "{suite:?}");
+        }
+    }
+}
+
 /// DESIGN decision 3: a move by control: the next packet goes to the new address, from the new address and port.
 #[test]
 fn mob_1_move_by_control() {

@@ -9,6 +9,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::*;
 use postern_contract::counters::DropReason;
 use postern_contract::event::Event;
@@ -207,6 +209,55 @@ fn dp_7_no_number_is_repeated_after_a_restart() {
     install(&mut pair.a, operations);
     let packets = sealed(&mut pair, 1);
     assert!(number(&packets[0]) > highest);
+}
+
+/// DP-4: a datapath that comes back with the same ledger takes nothing that it took before, with keys that came back. What is
+/// lost is bounded: twice of what came in a second, and not less than 8 packets.
+#[test]
+fn dp_4_no_packet_is_taken_again_after_a_restart() {
+    for (burst, most) in [(2, 8), (100, 200)] {
+        let mut pair = Pair::new(Suites::Gcm128, Options::default());
+        let packet = datagram(false, false, b"once");
+        let mut taken = Vec::new();
+        for _ in 0..3 {
+            for _ in 0..burst {
+                let sealed = pair.protect_b(&packet).remove(0);
+                assert_eq!(pair.open_a(&sealed).len(), 1);
+                taken.push(sealed);
+            }
+            pair.a.advance(Duration::from_secs(1));
+        }
+        for _ in 0..2 {
+            pair.restart_a(side(Suites::Gcm128, &Options::default(), true));
+            for sealed in &taken {
+                assert!(pair.open_a(sealed).is_empty(), "taken twice");
+            }
+            let replayed = pair.a.drops(DropReason::ReplayTooOld) + pair.a.drops(DropReason::ReplayDuplicate);
+            assert_eq!(usize::try_from(replayed).unwrap(), taken.len());
+            let lost = (0..=most).take_while(|_| pair.b_to_a(&packet).is_empty()).count();
+            assert!(lost <= most, "{lost} of {most}");
+            pair.a.advance(Duration::from_secs(1));
+        }
+    }
+}
+
+/// DP-4: keys that never come back leave no trace in the ledger.
+#[test]
+fn dp_4_windows_of_other_keys_begin_as_described() {
+    let fleeting = |operations: &mut Vec<Operation>| {
+        for id in [A_IN, A_OUT] {
+            sa(operations, id).static_keys = false;
+        }
+    };
+    let mut pair = Pair::with(Suites::Gcm128, Options::default(), |operations, _| fleeting(operations));
+    let packet = datagram(false, false, b"once");
+    let sealed = pair.protect_b(&packet).remove(0);
+    assert_eq!(pair.open_a(&sealed).len(), 1);
+    pair.a.advance(Duration::from_secs(1));
+    let mut operations = side(Suites::Gcm128, &Options::default(), true);
+    fleeting(&mut operations);
+    pair.restart_a(operations);
+    assert_eq!(pair.open_a(&sealed).len(), 1, "control must not install such keys again");
 }
 
 /// DP-4: an SA is removed and installed again, with the same id, in one message.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use postern_hwtests::capture::{Capture, fields};
 use postern_hwtests::config::AES128GCM;
-use postern_hwtests::process::is_alive;
+use postern_hwtests::process::{is_alive, wait_for};
 use postern_hwtests::topology::{Family, Kind, Topology, inside};
 use postern_hwtests::traffic::{IperfServer, Ping, Stream};
 use serde_json::Value;
@@ -16,6 +16,16 @@ fn one_tunnel() -> Result<Topology> {
     let pair = topology.tunnel(0, Some(AES128GCM), None, Family::V4, Family::V4)?;
     topology.start(&[pair])?;
     Ok(topology)
+}
+
+/// DP-4: the windows of a datapath that came back begin at what its predecessor promised, so that nothing is taken twice;
+/// replies with lower numbers are dropped as replayed, at most twice of what came in a second.
+fn pass_promises(topology: &Topology) -> Result<()> {
+    let h1 = topology.ns("h1")?;
+    wait_for("a reply beyond the promise", Duration::from_secs(10), || {
+        let (pings, _) = Ping { count: 20, ..Ping::default() }.run(h1, inside(Family::V4, 2, 10))?;
+        Ok((pings.received > 0).then_some(()))
+    })
 }
 
 /// Every SA's id, SPI and packets, in the order of the table.
@@ -72,6 +82,8 @@ fn dp_4_datapath_killed_never_repeats_a_sequence_number() -> Result<()> {
         let file = topology.dir().join("killed.pcap");
         let capture = Capture::start(topology.ns("wire")?, "g1", "ip proto 50", &file)?;
         let stream = Stream::start(topology.ns("h1")?, topology.ns("h2")?, to, 1000, 100)?;
+        // Until the windows were looked at.
+        std::thread::sleep(Duration::from_secs(2));
         for _ in 0..2 {
             std::thread::sleep(Duration::from_millis(600));
             let old = topology.node_mut("g1")?.kill_datapath()?;
@@ -81,6 +93,9 @@ fn dp_4_datapath_killed_never_repeats_a_sequence_number() -> Result<()> {
         let tally = stream.finish()?;
         // How long it was away depends on the machine; that it came back twice does not.
         ensure!(tally.duplicates == 0 && tally.received > 600, "{tally:?}");
+        pass_promises(topology)?;
+        let drops = topology.node("g1")?.json(&["drops"])?.to_string();
+        ensure!(drops.contains("replay_"), "no window was kept: {drops}");
         Ping::default().all(topology.ns("h1")?, to).context("after the datapath came back")?;
         let mut seen = HashSet::new();
         let rows = fields(&capture.finish()?, "esp", &["ip.src", "esp.spi", "esp.sequence"])?;
@@ -109,6 +124,7 @@ fn dp_1_detach_and_take_over() -> Result<()> {
         std::thread::sleep(Duration::from_millis(200));
         ensure!(!is_alive(old), "the datapath lives on");
         topology.node_mut("g1")?.start_control()?;
+        pass_promises(topology)?;
         Ping::default().all(topology.ns("h1")?, to).context("after the crash")?;
         topology.stop_node("g1")?;
         ensure!(!xdp(topology)?, "the XDP program stayed after a clean stop");

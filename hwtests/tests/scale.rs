@@ -1,4 +1,4 @@
-//! DP-2: how long many SAs take to install through the contract.
+//! DP-2: how long many SAs take to install through the contract, and how much memory they need.
 //!
 //! A datapath process of the release build, with XDP on two veth interfaces, one worker and its ledger on disk, is given
 //! pairs of SAs with a policy each, as control describes them by default: AES-128-GCM with keys of its own for every SA,
@@ -43,6 +43,25 @@ fn dp_2_a_hundred_thousand_sas_in_two_seconds() -> Result<()> {
         mib(after)
     );
     ensure!(spent < Duration::from_secs(2), "{spent:?}");
+    Ok(())
+}
+
+/// DP-2: 1,000,000 SAs with their policies, and all else that the process needs, fit in 1 GiB.
+#[test]
+fn dp_2_a_million_sas_in_a_gibibyte() -> Result<()> {
+    let mut gateway = Gateway::start("slots1m", 1 << 20)?;
+    let before = gateway.resident()?;
+    let spent = gateway.install(requests(500_000))?;
+    let after = gateway.resident()?;
+    gateway.check(500_000)?;
+    println!(
+        "1,000,000 SAs and 500,000 policies: {spent:.2?}, {} MiB before, {} MiB after, {} bytes an SA; XDP maps (kernel): {} MiB",
+        mib(before),
+        mib(after),
+        (after - before) / 1_000_000,
+        mib(gateway.maps()?),
+    );
+    ensure!(after < 1 << 30, "{after} bytes");
     Ok(())
 }
 
@@ -154,6 +173,16 @@ impl Gateway {
     fn resident(&self) -> Result<u64> {
         let status = std::fs::read_to_string(self.proc("status"))?;
         kib(&status, "VmRSS:").context("no VmRSS")
+    }
+
+    /// Bytes of the XDP programs' maps, which the kernel keeps outside the process.
+    fn maps(&self) -> Result<u64> {
+        let infos = std::fs::read_dir(self.proc("fdinfo"))?;
+        let texts = infos.filter_map(|info| std::fs::read_to_string(info.ok()?.path()).ok());
+        let sizes = texts.filter(|text| text.contains("map_type:")).filter_map(|text| {
+            text.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse::<u64>().ok())
+        });
+        Ok(sizes.sum())
     }
 }
 

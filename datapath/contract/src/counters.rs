@@ -98,6 +98,10 @@ drop_reasons! {
     RelayWrongPeer = "relay_wrong_peer",
     /// The ring to the worker that owns the SA is full.
     HandoffFull = "handoff_full",
+    /// The kernel had the packet for a worker whose receive ring is full: the worker is too slow.
+    ReceiveRingFull = "receive_ring_full",
+    /// The kernel had the packet for a worker and no frame to receive it into: the worker is too slow, or has too few frames.
+    FillRingEmpty = "fill_ring_empty",
     /// The transmit ring is full.
     TransmitFull = "transmit_full",
     /// The kernel refused to send the packet.

@@ -1,41 +1,43 @@
 //! AES-GCM and ChaCha20-Poly1305 on bytes, without the packet around them.
 //!
-//! ring serves all but AES-192, which its maintainers left out; that one stands on the `aes-gcm` crate. Its
-//! expanded key is larger than ring's, so an SA keeps the 24 bytes and expands them once for each run of packets.
-
-use core::hint::black_box;
+//! An SA keeps its key as it was derived. ring serves all but AES-192 and takes the expanded key from the worker's
+//! [`KeyCache`]. AES-192, which ring's maintainers left out, stands on the `aes-gcm` crate and is expanded once for each
+//! run of packets.
 
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::aead::consts::U12;
 use aes_gcm::{AesGcm, KeyInit};
 use postern_contract::sa::Encryption;
-use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use ring::aead::{
+    AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
+};
 use zeroize::Zeroizing;
+
+use super::cache::{KeyCache, Serial};
 
 type Aes192Gcm = AesGcm<aes::Aes192, U12>;
 
 /// Length of a tag.
 pub(super) const TAG: usize = 16;
 
-/// A key and its salt.
+/// A key and its salt, as they were derived.
 pub(super) struct AeadKey {
-    kind: Kind,
-    salt: [u8; 4],
+    serial: Serial,
+    /// As many bytes of it as the transform has.
+    key: Zeroizing<[u8; 32]>,
+    salt: Zeroizing<[u8; 4]>,
+    transform: Transform,
     /// Authenticates the whole packet and encrypts nothing.
     gmac: bool,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "in the SA's own allocation; a box would cost a cache miss a packet"
-)]
-enum Kind {
-    Ring(RingKey),
-    Aes192(Zeroizing<[u8; 24]>),
+#[derive(Clone, Copy)]
+enum Transform {
+    Aes128Gcm,
+    Aes192Gcm,
+    Aes256Gcm,
+    ChaCha20Poly1305,
 }
-
-/// ring's key, with a `Drop`.
-struct RingKey(LessSafeKey);
 
 /// A key ready for packets.
 pub(super) struct Aead<'a> {
@@ -56,21 +58,23 @@ impl AeadKey {
     /// `material` is the key with 4 bytes of salt behind it, as IKE derives it (RFC 4106 section 8.1, RFC 7634
     /// section 2). `None` when the transform has no such length.
     pub(super) fn new(encryption: Encryption, material: &[u8]) -> Option<Self> {
-        let (key, salt) = material.split_last_chunk::<4>()?;
+        let (bytes, salt) = material.split_last_chunk::<4>()?;
         let gmac = encryption == Encryption::NullAuthAesGmac;
-        let algorithm = match (encryption, key.len()) {
-            (Encryption::ChaCha20Poly1305, 32) => &CHACHA20_POLY1305,
-            (Encryption::AesGcm16 | Encryption::NullAuthAesGmac, 16) => &AES_128_GCM,
-            (Encryption::AesGcm16 | Encryption::NullAuthAesGmac, 32) => &AES_256_GCM,
-            (Encryption::AesGcm16 | Encryption::NullAuthAesGmac, 24) => {
-                let mut kept = Zeroizing::new([0; 24]);
-                kept.copy_from_slice(key);
-                return Some(Self { kind: Kind::Aes192(kept), salt: *salt, gmac });
-            }
+        let transform = match (encryption, bytes.len()) {
+            (Encryption::ChaCha20Poly1305, 32) => Transform::ChaCha20Poly1305,
+            (Encryption::AesGcm16 | Encryption::NullAuthAesGmac, 16) => Transform::Aes128Gcm,
+            (Encryption::AesGcm16 | Encryption::NullAuthAesGmac, 24) => Transform::Aes192Gcm,
+            (Encryption::AesGcm16 | Encryption::NullAuthAesGmac, 32) => Transform::Aes256Gcm,
             _ => return None,
         };
-        let key = UnboundKey::new(algorithm, key).ok()?;
-        Some(Self { kind: Kind::Ring(RingKey(LessSafeKey::new(key))), salt: *salt, gmac })
+        let mut key = Zeroizing::new([0; 32]);
+        key.get_mut(..bytes.len())?.copy_from_slice(bytes);
+        Some(Self { serial: Serial::next(), key, salt: Zeroizing::new(*salt), transform, gmac })
+    }
+
+    /// Names the key where it stands expanded.
+    pub(super) fn serial(&self) -> Serial {
+        self.serial
     }
 
     /// Whether the key is one of GMAC.
@@ -78,40 +82,23 @@ impl AeadKey {
         self.gmac
     }
 
-    /// Makes the key ready for a run of packets.
-    pub(super) fn expand(&self) -> Aead<'_> {
-        let cipher = match &self.kind {
-            Kind::Ring(key) => Cipher::Ring(&key.0),
-            Kind::Aes192(key) => Cipher::Aes192(Aes192Gcm::new((&**key).into())),
+    /// Makes the key ready for a run of packets. `None` when ring refuses the key, which it does for its length alone.
+    #[inline]
+    pub(super) fn expand<'a>(&self, keys: &'a mut KeyCache) -> Option<Aead<'a>> {
+        let cipher = match self.transform {
+            Transform::Aes128Gcm => Cipher::Ring(keys.get(self.serial, || self.ring(&AES_128_GCM))?),
+            Transform::Aes256Gcm => Cipher::Ring(keys.get(self.serial, || self.ring(&AES_256_GCM))?),
+            Transform::ChaCha20Poly1305 => {
+                Cipher::Ring(keys.get(self.serial, || self.ring(&CHACHA20_POLY1305))?)
+            }
+            Transform::Aes192Gcm => Cipher::Aes192(Aes192Gcm::new(self.key.first_chunk::<24>()?.into())),
         };
-        Aead { cipher, salt: self.salt }
+        Some(Aead { cipher, salt: *self.salt })
     }
-}
 
-impl Drop for AeadKey {
-    fn drop(&mut self) {
-        self.salt = [0; 4];
-        black_box(&mut self.salt);
-    }
-}
-
-impl Drop for RingKey {
-    fn drop(&mut self) {
-        self.wipe();
-    }
-}
-
-impl RingKey {
-    /// ring does not wipe its keys, so the schedule of another key is written over this one's.
-    fn wipe(&mut self) {
-        let blank = [0; 32];
-        if let Some(blank) = blank.get(..self.0.algorithm().key_len())
-            && let Ok(blank) = UnboundKey::new(self.0.algorithm(), blank)
-        {
-            self.0 = LessSafeKey::new(blank);
-            // Without this the compiler may drop the write as dead.
-            black_box(&mut self.0);
-        }
+    fn ring(&self, algorithm: &'static Algorithm) -> Option<LessSafeKey> {
+        let key = self.key.get(..algorithm.key_len())?;
+        UnboundKey::new(algorithm, key).ok().map(LessSafeKey::new)
     }
 }
 
@@ -154,29 +141,5 @@ impl Aead<'_> {
         let [s0, s1, s2, s3] = self.salt;
         let [i0, i1, i2, i3, i4, i5, i6, i7] = iv;
         [s0, s1, s2, s3, i0, i1, i2, i3, i4, i5, i6, i7]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// OPS-4: after the wipe the key is another, known one: that of zeros.
-    #[test]
-    fn ops_4_wiped_key_is_the_zero_key() {
-        for (encryption, len) in
-            [(Encryption::AesGcm16, 16), (Encryption::AesGcm16, 32), (Encryption::ChaCha20Poly1305, 32)]
-        {
-            let material = |byte| [vec![byte; len], vec![9; 4]].concat();
-            let mut key = AeadKey::new(encryption, &material(7)).unwrap();
-            let zero = AeadKey::new(encryption, &material(0)).unwrap();
-            let tag = |key: &AeadKey| key.expand().seal([1; 8], b"aad", &mut []).unwrap();
-            assert_ne!(tag(&key), tag(&zero));
-            match &mut key.kind {
-                Kind::Ring(key) => key.wipe(),
-                Kind::Aes192(_) => panic!("served by ring"),
-            }
-            assert_eq!(tag(&key), tag(&zero));
-        }
     }
 }

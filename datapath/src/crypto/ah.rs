@@ -13,7 +13,9 @@ use core::fmt;
 
 use postern_contract::sa::{Encryption, Integrity, IpsecProtocol, Suite, SuiteError};
 
+use super::Engine;
 use super::aead::AeadKey;
+use super::cache::Serial;
 use super::mac::{MAX_ICV, MacKey, copy};
 use super::sequence::Reserved;
 
@@ -23,17 +25,13 @@ const GMAC_ICV: u8 = 24;
 /// The key of one AH SA.
 pub struct AhKey(Kind);
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "in the SA's own allocation; a box would cost a cache miss a packet"
-)]
 enum Kind {
     Hmac(MacKey),
     Gmac(AeadKey),
 }
 
 impl AhKey {
-    /// Expands the key of `suite`, which has to be one of AH.
+    /// Takes the key of `suite`, which has to be one of AH.
     pub fn new(suite: &Suite) -> Result<Self, SuiteError> {
         suite.validate(IpsecProtocol::Ah)?;
         let Suite { encryption, encryption_key: _, integrity, integrity_key } = suite;
@@ -47,6 +45,14 @@ impl AhKey {
         kind.map(Self).ok_or(SuiteError::Combination(*encryption, *integrity, IpsecProtocol::Ah))
     }
 
+    /// Names the key where it stands expanded; `None` of a transform that is not.
+    pub fn serial(&self) -> Option<Serial> {
+        match &self.0 {
+            Kind::Hmac(_) => None,
+            Kind::Gmac(key) => Some(key.serial()),
+        }
+    }
+
     /// Length of the ICV field's contents in bytes, without the padding that aligns the AH header.
     pub fn icv_len(&self) -> u8 {
         match &self.0 {
@@ -58,7 +64,13 @@ impl AhKey {
     /// Writes the ICV field at `icv_at` of `covered` (see the module's doc), whatever was there. Consumes the number
     /// that the AH header carries: with GMAC it is the nonce as well. `None` when `covered` does not reach so far.
     #[expect(clippy::needless_pass_by_value, reason = "consumed, so that one number signs once")]
-    pub fn sign(&self, sequence: Reserved, covered: &mut [u8], icv_at: usize) -> Option<()> {
+    pub fn sign(
+        &self,
+        engine: &mut Engine,
+        sequence: Reserved,
+        covered: &mut [u8],
+        icv_at: usize,
+    ) -> Option<()> {
         let range = icv_at..icv_at.checked_add(self.icv_len().into())?;
         let field = covered.get_mut(range.clone())?;
         field.fill(0);
@@ -70,7 +82,7 @@ impl AhKey {
             Kind::Gmac(key) => {
                 let iv = sequence.value().to_be_bytes();
                 *field.first_chunk_mut()? = iv;
-                let tag = key.expand().seal(iv, covered, &mut [])?;
+                let tag = key.expand(&mut engine.keys)?.seal(iv, covered, &mut [])?;
                 *covered.get_mut(range)?.last_chunk_mut()? = tag;
             }
         }
@@ -79,11 +91,11 @@ impl AhKey {
 
     /// Whether the ICV field at `icv_at` of `covered`, which is as it was received, is right; false as well when
     /// `covered` does not reach so far. Compares in constant time and leaves zeros where the ICV was.
-    pub fn verify(&self, covered: &mut [u8], icv_at: usize) -> bool {
-        self.check(covered, icv_at).unwrap_or(false)
+    pub fn verify(&self, engine: &mut Engine, covered: &mut [u8], icv_at: usize) -> bool {
+        self.check(engine, covered, icv_at).unwrap_or(false)
     }
 
-    fn check(&self, covered: &mut [u8], icv_at: usize) -> Option<bool> {
+    fn check(&self, engine: &mut Engine, covered: &mut [u8], icv_at: usize) -> Option<bool> {
         let field = covered.get_mut(icv_at..)?.get_mut(..self.icv_len().into())?;
         match &self.0 {
             Kind::Hmac(mac) => {
@@ -97,7 +109,7 @@ impl AhKey {
                 let (iv, tag) = field.split_first_chunk_mut::<8>()?;
                 let (iv, received) = (*iv, *tag.first_chunk()?);
                 tag.fill(0);
-                Some(key.expand().open(iv, covered, &mut [], received))
+                Some(key.expand(&mut engine.keys)?.open(iv, covered, &mut [], received))
             }
         }
     }

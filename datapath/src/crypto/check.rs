@@ -17,6 +17,14 @@ pub fn fingerprint(suite: &Suite) -> [u8; 16] {
     digest(&[b"postern sequence ledger 1\0", encryption_key.expose(), integrity_key.expose()])
 }
 
+/// The name of keying material in the ledger, for the top of an anti-replay window.
+///
+/// Apart from [`fingerprint`]: whoever gives both directions of a tunnel the same keys has one number of each kind.
+pub fn window_name(suite: &Suite) -> [u8; 16] {
+    let Suite { encryption: _, encryption_key, integrity: _, integrity_key } = suite;
+    digest(&[b"postern replay ledger 1\0", encryption_key.expose(), integrity_key.expose()])
+}
+
 fn digest<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
     let mut context = Context::new(&SHA256);
     for part in parts {
@@ -80,6 +88,7 @@ mod tests {
         assert_eq!(fingerprint(&gcm), fingerprint(&ah));
         let salt = suite(Encryption::AesGcm16, &[[7; 19].as_slice(), &[8]].concat(), Integrity::None, &[]);
         assert_ne!(fingerprint(&gcm), fingerprint(&salt), "another salt has other nonces");
+        assert_ne!(fingerprint(&gcm), window_name(&gcm));
         assert_ne!(fingerprint(&gcm)[..8], key_check(&gcm), "the two values do not give each other away");
     }
 }

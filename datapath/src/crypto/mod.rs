@@ -1,7 +1,7 @@
 //! The crypto seam (DP-3): ESP packets are sealed and opened in batches, with an outcome each (DESIGN decision 6).
 //!
-//! [`Backend::select`] picks the implementation once at start, after a known-answer test of every suite.
-//! [`Backend::seal`] and [`Backend::open`] take a batch; packets of one SA that stand next to each other form a
+//! [`Engine::select`] picks the implementation once at start, after a known-answer test of every suite, for one worker.
+//! [`Engine::seal`] and [`Engine::open`] take a batch; packets of one SA that stand next to each other form a
 //! *run*, for which a key is made ready once.
 //!
 //! The packet of an operation is, for every suite, contiguous:
@@ -15,16 +15,18 @@
 //! wants them. The SPI in the packet is the *authenticated* one (DESIGN decision 1); a relay's translation is applied
 //! outside the seam.
 //!
-//! A sequence number seals once: [`SealOp`] owns the [`Reserved`] number, and [`Backend::seal`] takes it by value.
+//! A sequence number seals once: [`SealOp`] owns the [`Reserved`] number, and [`Engine::seal`] takes it by value.
 //! AEAD IVs are the 64-bit number (RFC 4106 section 3.1: "The IV … can be … a counter").
 //!
-//! Keys are wiped on drop as far as the libraries let us (OPS-4): what is ours is zeroed; over ring's keys, which do
-//! not wipe themselves, the schedule of another key is written. Copies that the compiler made when it moved a key
-//! while the SA was installed, and registers, are out of reach.
+//! An SA has its AEAD key as it was derived; what is expanded of it is the worker's and bounded ([`Engine::forget`] when
+//! the SA goes). Keys are wiped as far as the libraries let us (OPS-4): what is ours is zeroed; over ring's keys, which
+//! do not wipe themselves, the schedule of another key is written. Copies that the compiler made on the stack when it
+//! moved a key, and registers, are out of reach.
 #![forbid(unsafe_code)]
 
 mod aead;
 mod ah;
+mod cache;
 mod cbc;
 mod check;
 mod mac;
@@ -40,11 +42,13 @@ use arrayvec::ArrayVec;
 use postern_contract::sa::{Encryption, IpsecProtocol, Suite, SuiteError};
 
 pub use self::ah::AhKey;
-pub use self::check::{fingerprint, key_check};
+pub use self::cache::Serial;
+pub use self::check::{fingerprint, key_check, window_name};
 pub use self::selftest::SelfTestError;
 pub use self::sequence::{ReserveError, Reserved, SequenceCounter};
 
 use self::aead::{Aead, AeadKey, TAG};
+use self::cache::KeyCache;
 use self::cbc::{BLOCK, CbcKey, Decryptor, Encryptor};
 use self::mac::MacKey;
 
@@ -68,22 +72,22 @@ pub struct Layout {
 /// The key of one ESP SA, which is one direction.
 pub struct EspKey(Kind);
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "in the SA's own allocation; a box would cost a cache miss a packet"
-)]
 enum Kind {
-    /// RFC 4106, RFC 7634, and `ENCR_NULL_AUTH_AES_GMAC` (RFC 4543): one variant, because two of this size would need a
-    /// tag of their own, which takes 16 bytes.
+    /// RFC 4106, RFC 7634, and `ENCR_NULL_AUTH_AES_GMAC` (RFC 4543).
     Aead(AeadKey),
-    /// Encrypt, then authenticate (RFC 4303 section 3.3.2.1).
-    Cbc(CbcKey, MacKey),
+    /// Encrypt, then authenticate (RFC 4303 section 3.3.2.1). Boxed: with the states of the HMAC it is four times as large
+    /// as an AEAD's key, and computing the HMAC takes longer than fetching it.
+    Cbc(Box<(CbcKey, MacKey)>),
     /// RFC 2410.
-    Null(MacKey),
+    Null(Box<MacKey>),
 }
 
-// 1,000,000 SAs have to fit in 1 GiB with everything else that belongs to them. 544 bytes are ring's.
-const _: () = assert!(size_of::<EspKey>() <= 560 && size_of::<AhKey>() <= 560);
+// 1,000,000 SAs have to fit in 1 GiB with everything else that belongs to them.
+const _: () = assert!(size_of::<EspKey>() == 48);
+
+/// Expanded keys that a worker keeps, 2.3 MB of them. With more SAs than this in use at the same time, some packets pay
+/// for expanding a key.
+pub const KEY_SLOTS: usize = 4096;
 
 /// One packet to seal.
 pub struct SealOp<'a> {
@@ -119,7 +123,7 @@ pub struct OpenOp<'a> {
     pub esn: bool,
     /// The packet from the ESP header to the end of the ICV.
     pub packet: &'a mut [u8],
-    /// `Pending` before, anything else after [`Backend::open`].
+    /// `Pending` before, anything else after [`Engine::open`].
     pub outcome: Outcome,
 }
 
@@ -136,9 +140,11 @@ pub enum Outcome {
     BadLength,
 }
 
-/// The implementation that the machine got.
-#[derive(Clone, Copy, Debug)]
-pub struct Backend(Implementation);
+/// What one worker seals and opens with: the implementation that the machine got, and expanded keys.
+pub struct Engine {
+    implementation: Implementation,
+    keys: KeyCache,
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Implementation {
@@ -147,15 +153,15 @@ enum Implementation {
 }
 
 impl EspKey {
-    /// Expands the keys of `suite`, which has to be one of ESP.
+    /// Takes the keys of `suite`, which has to be one of ESP.
     pub fn new(suite: &Suite) -> Result<Self, SuiteError> {
         suite.validate(IpsecProtocol::Esp)?;
         let Suite { encryption, encryption_key, integrity, integrity_key } = suite;
         let key = encryption_key.expose();
         let mac = || MacKey::new(*integrity, integrity_key.expose());
         let kind = match encryption {
-            Encryption::Null => mac().map(Kind::Null),
-            Encryption::AesCbc => CbcKey::new(key).zip(mac()).map(|(key, mac)| Kind::Cbc(key, mac)),
+            Encryption::Null => mac().map(Box::new).map(Kind::Null),
+            Encryption::AesCbc => CbcKey::new(key).zip(mac()).map(Box::new).map(Kind::Cbc),
             Encryption::AesGcm16 | Encryption::ChaCha20Poly1305 | Encryption::NullAuthAesGmac => {
                 AeadKey::new(*encryption, key).map(Kind::Aead)
             }
@@ -164,11 +170,19 @@ impl EspKey {
         kind.map(Self).ok_or(SuiteError::Combination(*encryption, *integrity, IpsecProtocol::Esp))
     }
 
+    /// Names the key where it stands expanded; `None` of a transform that is not.
+    pub fn serial(&self) -> Option<Serial> {
+        match &self.0 {
+            Kind::Aead(key) => Some(key.serial()),
+            Kind::Cbc(_) | Kind::Null(_) => None,
+        }
+    }
+
     /// What the suite adds to a packet.
     pub fn layout(&self) -> Layout {
         match &self.0 {
             Kind::Aead(_) => Layout { iv_len: 8, icv_len: 16, block: 4 },
-            Kind::Cbc(_, mac) => Layout { iv_len: 16, icv_len: mac.icv_len(), block: 16 },
+            Kind::Cbc(keys) => Layout { iv_len: 16, icv_len: keys.1.icv_len(), block: 16 },
             Kind::Null(mac) => Layout { iv_len: 0, icv_len: mac.icv_len(), block: 4 },
         }
     }
@@ -197,30 +211,53 @@ impl fmt::Debug for OpenOp<'_> {
     }
 }
 
-impl Backend {
-    /// Tests every suite against known answers and gives the implementation to use.
-    pub fn select() -> Result<Self, SelfTestError> {
-        let backend = Self(Implementation::Ring);
-        selftest::run(backend)?;
-        Ok(backend)
+impl fmt::Debug for Engine {
+    /// Without the keys.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({})", self.name())
+    }
+}
+
+impl Engine {
+    /// Picks the implementation, with room for the expanded keys of about `slots` SAs, and tests every suite against known
+    /// answers.
+    pub fn select(slots: usize) -> Result<Self, SelfTestError> {
+        let implementation = Implementation::Ring;
+        let keys = KeyCache::new(slots).ok_or(SelfTestError::no_keys())?;
+        let mut engine = Self { implementation, keys };
+        selftest::run(&mut engine)?;
+        Ok(engine)
     }
 
     /// The implementation's name, for logs and `status`.
-    pub fn name(self) -> &'static str {
-        match self.0 {
+    pub fn name(&self) -> &'static str {
+        match self.implementation {
             Implementation::Ring => "ring",
         }
     }
 
+    /// Wipes what is expanded of a key, whose SA this worker gives away (OPS-4).
+    pub fn forget(&mut self, serial: Serial) {
+        self.keys.forget(serial);
+    }
+
+    /// Number of keys that are expanded now.
+    pub fn expanded(&self) -> usize {
+        self.keys.len()
+    }
+
     /// Seals every packet of the batch; the outcomes are in the same order.
-    pub fn seal<const N: usize>(self, mut ops: ArrayVec<SealOp<'_>, N>) -> ArrayVec<SealOutcome, N> {
+    pub fn seal<const N: usize>(&mut self, mut ops: ArrayVec<SealOp<'_>, N>) -> ArrayVec<SealOutcome, N> {
         let mut outcomes = ArrayVec::new();
-        match self.0 {
+        match self.implementation {
             Implementation::Ring => {
                 for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
-                    if let Some(ready) = run.first().map(|op| ready_to_seal(op.key)) {
-                        outcomes.extend(run.iter_mut().map(|op| ready.seal(op)));
-                    }
+                    let ready = run.first().and_then(|op| ready_to_seal(op.key, &mut self.keys));
+                    outcomes.extend(run.iter_mut().map(|op| match &ready {
+                        Some(ready) => ready.seal(op),
+                        // Not reached: the lengths of keys were checked when they were taken.
+                        None => SealOutcome::BadLength,
+                    }));
                 }
             }
         }
@@ -228,14 +265,17 @@ impl Backend {
     }
 
     /// Opens every pending packet of the batch and writes its outcome.
-    pub fn open(self, ops: &mut [OpenOp<'_>]) {
-        match self.0 {
+    pub fn open(&mut self, ops: &mut [OpenOp<'_>]) {
+        match self.implementation {
             Implementation::Ring => {
                 for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
-                    if let Some(ready) = run.first().map(|op| ready_to_open(op.key)) {
-                        for op in run.iter_mut().filter(|op| op.outcome == Outcome::Pending) {
-                            op.outcome = ready.open(op);
-                        }
+                    let ready = run.first().and_then(|op| ready_to_open(op.key, &mut self.keys));
+                    for op in run.iter_mut().filter(|op| op.outcome == Outcome::Pending) {
+                        op.outcome = match &ready {
+                            Some(ready) => ready.open(op),
+                            // Not reached, as above.
+                            None => Outcome::BadLength,
+                        };
                     }
                 }
             }
@@ -251,22 +291,22 @@ enum Ready<'a, C> {
     Null(&'a MacKey),
 }
 
-fn ready_to_seal(key: &EspKey) -> Ready<'_, Encryptor> {
-    match &key.0 {
-        Kind::Aead(key) if key.is_gmac() => Ready::Gmac(key.expand()),
-        Kind::Aead(key) => Ready::Aead(key.expand()),
-        Kind::Cbc(key, mac) => Ready::Cbc(key.encryptor(), mac),
+fn ready_to_seal<'a>(key: &'a EspKey, keys: &'a mut KeyCache) -> Option<Ready<'a, Encryptor>> {
+    Some(match &key.0 {
+        Kind::Aead(key) if key.is_gmac() => Ready::Gmac(key.expand(keys)?),
+        Kind::Aead(key) => Ready::Aead(key.expand(keys)?),
+        Kind::Cbc(keys) => Ready::Cbc(keys.0.encryptor(), &keys.1),
         Kind::Null(mac) => Ready::Null(mac),
-    }
+    })
 }
 
-fn ready_to_open(key: &EspKey) -> Ready<'_, Decryptor> {
-    match &key.0 {
-        Kind::Aead(key) if key.is_gmac() => Ready::Gmac(key.expand()),
-        Kind::Aead(key) => Ready::Aead(key.expand()),
-        Kind::Cbc(key, mac) => Ready::Cbc(key.decryptor(), mac),
+fn ready_to_open<'a>(key: &'a EspKey, keys: &'a mut KeyCache) -> Option<Ready<'a, Decryptor>> {
+    Some(match &key.0 {
+        Kind::Aead(key) if key.is_gmac() => Ready::Gmac(key.expand(keys)?),
+        Kind::Aead(key) => Ready::Aead(key.expand(keys)?),
+        Kind::Cbc(keys) => Ready::Cbc(keys.0.decryptor(), &keys.1),
         Kind::Null(mac) => Ready::Null(mac),
-    }
+    })
 }
 
 impl Ready<'_, Encryptor> {

@@ -11,9 +11,9 @@ use postern_contract::secret::Secret;
 use super::selftest::{ANSWERS, suite};
 use super::*;
 
-/// The backend, tested.
-fn backend() -> Backend {
-    Backend::select().expect("self test")
+/// An engine, tested.
+fn engine() -> Engine {
+    Engine::select(8).expect("self test")
 }
 
 /// Every suite of ESP with a key.
@@ -39,7 +39,7 @@ fn seal(key: &EspKey, sequence: u64, esn: bool, text: &[u8]) -> (SealOutcome, Ve
     packet.extend(vec![0xa5; icv_len.into()]);
     let mut batch: ArrayVec<SealOp<'_>, 1> = ArrayVec::new();
     batch.push(SealOp { key, sequence: reserve(sequence), esn, packet: &mut packet });
-    let outcome = backend().seal(batch).pop().expect("an outcome");
+    let outcome = engine().seal(batch).pop().expect("an outcome");
     (outcome, packet)
 }
 
@@ -47,7 +47,7 @@ fn seal(key: &EspKey, sequence: u64, esn: bool, text: &[u8]) -> (SealOutcome, Ve
 fn open(key: &EspKey, sequence: u64, esn: bool, packet: &[u8]) -> (Outcome, Vec<u8>) {
     let mut packet = packet.to_vec();
     let mut batch = [OpenOp { key, sequence, esn, packet: &mut packet, outcome: Outcome::Pending }];
-    backend().open(&mut batch);
+    engine().open(&mut batch);
     (batch[0].outcome, packet)
 }
 
@@ -65,7 +65,7 @@ fn bytes(len: usize) -> Vec<u8> {
 /// DP-3: every suite gives the answer of another implementation.
 #[test]
 fn dp_3_self_test_passes() {
-    assert_eq!(Backend::select().unwrap().name(), "ring");
+    assert_eq!(engine().name(), "ring");
 }
 
 /// DP-3: what RFC 4303 section 2.4 and the transforms' RFCs say of lengths.
@@ -132,7 +132,7 @@ fn ops_4_nothing_secret_is_formatted() {
         let key = AhKey::new(&ah).unwrap();
         shown.push(format!("{ah:?} {key:?} {key:#?}"));
     }
-    shown.push(format!("{:?} {:?}", backend(), SequenceCounter::new(5, 6, true)));
+    shown.push(format!("{:?} {:?}", engine(), SequenceCounter::new(5, 6, true)));
     let shown = shown.concat();
     let lower = shown.to_lowercase();
     assert!(!lower.contains("171") && !lower.contains("abab") && !lower.contains("ab, ab"), "{shown}");
@@ -159,7 +159,7 @@ fn outcomes_stay_with_their_operations() {
     for ((at, packet), sequence) in order.iter().zip(&mut packets).zip(1..) {
         ops.push(SealOp { key: &keys[*at], sequence: reserve(sequence), esn: true, packet });
     }
-    let outcomes = backend().seal(ops);
+    let outcomes = engine().seal(ops);
     assert_eq!(outcomes.len(), 64);
     for (at, outcome) in outcomes.iter().enumerate() {
         assert_eq!(*outcome, if at == 7 { SealOutcome::BadLength } else { SealOutcome::Sealed }, "{at}");
@@ -180,7 +180,7 @@ fn outcomes_stay_with_their_operations() {
         })
         .collect();
     ops[20].outcome = Outcome::BadIcv;
-    backend().open(&mut ops);
+    engine().open(&mut ops);
     for (at, op) in ops.iter().enumerate() {
         let expected = match at {
             // Not sealed; what is open by an AEAD has any length, so there it is the ICV that is wrong.
@@ -203,6 +203,6 @@ fn outcomes_stay_with_their_operations() {
 /// An empty batch is no error.
 #[test]
 fn empty_batches() {
-    assert!(backend().seal::<0>(ArrayVec::new()).is_empty());
-    backend().open(&mut []);
+    assert!(engine().seal::<0>(ArrayVec::new()).is_empty());
+    engine().open(&mut []);
 }

@@ -56,6 +56,10 @@ pub trait Port: Send {
         false
     }
 
+    /// Asks the kernel what it dropped on the way to or from this port, for [`Port::stats`]: a system call, so not for every
+    /// turn. A port that sees all of that by itself has nothing to ask.
+    fn ask_kernel(&mut self) {}
+
     /// What the port refused by itself, since it was made.
     fn stats(&self) -> PortStats {
         PortStats::default()
@@ -79,6 +83,10 @@ pub struct PortStats {
     pub malformed: u64,
     /// Handed to the port for transmission and refused by the kernel.
     pub refused: u64,
+    /// Dropped by the kernel, because the worker had not emptied the receive ring.
+    pub receive_ring_full: u64,
+    /// Dropped by the kernel, because no frame was lent to it.
+    pub fill_ring_empty: u64,
     /// A descriptor of the kernel's that names no frame it was lent. It is ignored; its frame stays lost.
     pub bad_descriptor: u64,
 }
@@ -94,8 +102,12 @@ impl PortStats {
             malformed_received,
             malformed,
             refused,
+            receive_ring_full,
+            fill_ring_empty,
             bad_descriptor,
         } = self;
-        no_frame + too_big + not_ours + keepalive + malformed_received + malformed + refused + bad_descriptor
+        let received = no_frame + too_big + not_ours + keepalive + malformed_received;
+        let by_kernel = receive_ring_full + fill_ring_empty;
+        received + by_kernel + malformed + refused + bad_descriptor
     }
 }

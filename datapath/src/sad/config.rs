@@ -11,16 +11,12 @@ use postern_contract::{Generation, Translation};
 use postern_wire::flow::Flow;
 use postern_wire::ids::{Protocol, Spi};
 
-use crate::crypto::{AhKey, EspKey, fingerprint, key_check};
+use crate::crypto::{AhKey, EspKey, Serial, fingerprint, key_check};
 use crate::sad::lookup::Handle;
 use crate::selectors::Selectors;
 
-/// Expanded keys of one SA.
+/// Keys of one SA.
 #[derive(Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "in the SA's own allocation; a box would cost a cache miss a packet"
-)]
 pub enum SaKey {
     /// ESP.
     Esp(EspKey),
@@ -28,12 +24,22 @@ pub enum SaKey {
     Ah(Box<AhKey>),
 }
 
+impl SaKey {
+    /// Names the key where it stands expanded; `None` of a transform that is not.
+    pub fn serial(&self) -> Option<Serial> {
+        match self {
+            Self::Esp(key) => key.serial(),
+            Self::Ah(key) => key.serial(),
+        }
+    }
+}
+
 /// What every packet of an SA needs to know and none changes.
 ///
 /// A million of these exist, so what only some SAs have is boxed or packed.
 #[derive(Debug)]
 pub struct SaShared {
-    /// Expanded keys.
+    /// Keys.
     pub key: SaKey,
     /// Control's name for the SA.
     pub id: SaId,
@@ -71,8 +77,8 @@ pub struct SaShared {
     rare: Option<Box<Rare>>,
 }
 
-// With the reference counts in front and the allocator's word 736 bytes; a million of them leave 270 MiB of 1 GiB.
-const _: () = assert!(size_of::<SaShared>() <= 704);
+// With the reference counts in front and the allocator's word 224 bytes.
+const _: () = assert!(size_of::<SaShared>() == 192);
 
 /// What only SAs of one direction have.
 #[derive(Debug)]
@@ -94,7 +100,7 @@ struct Rare {
 }
 
 impl SaShared {
-    /// Checks `config` and expands its keys.
+    /// Checks `config` and takes its keys.
     ///
     /// # Errors
     /// [`Refusal::Suite`] or [`Refusal::Invalid`], naming the field and what is allowed.

@@ -245,7 +245,7 @@ mod tests {
     fn appendix_a2(top: u64, window: u64, low: u32) -> Option<u64> {
         let (th, tl, w, seql) = (top >> 32, top % WRAP, window, u64::from(low));
         let seqh = if tl >= w - 1 {
-            if seql > tl - w { th } else { th + 1 }
+            if seql >= tl + 1 - w { th } else { th + 1 }
         } else {
             let left = WRAP + tl + 1 - w;
             if seql >= left { th.checked_sub(1)? } else { th }

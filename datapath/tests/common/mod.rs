@@ -16,7 +16,7 @@ use postern_contract::request::Operation;
 use postern_contract::sa::*;
 use postern_contract::secret::Secret;
 use postern_contract::{Generation, Translation};
-use postern_datapath::crypto::{Backend, EspKey, SealOp, SealOutcome, SequenceCounter};
+use postern_datapath::crypto::{Engine, EspKey, SealOp, SealOutcome, SequenceCounter};
 use postern_datapath::testbed::{Layout, Testbed};
 use postern_wire::ids::{Protocol, Spi};
 use postern_wire::{esp, ip4, ip6, udp};
@@ -419,7 +419,7 @@ pub fn dropped(bed: &Testbed, reason: DropReason, count: u64) {
 /// Seals `payload` as ESP by hand: padding, pad length and next header are the caller's, at the end of `plaintext`.
 /// Gives the packet from the ESP header on.
 pub fn seal(suite: &Suite, spi: Spi, sequence: u64, esn: bool, plaintext: &[u8]) -> Vec<u8> {
-    let backend = Backend::select().unwrap();
+    let mut engine = Engine::select(1).unwrap();
     let key = EspKey::new(suite).unwrap();
     let layout = key.layout();
     let (head, tail) = (8 + usize::from(layout.iv_len), usize::from(layout.icv_len));
@@ -430,7 +430,7 @@ pub fn seal(suite: &Suite, spi: Spi, sequence: u64, esn: bool, plaintext: &[u8])
     let sequence = SequenceCounter::new(sequence, sequence + 1, true).reserve().unwrap();
     let mut ops = arrayvec::ArrayVec::<SealOp<'_>, 1>::new();
     ops.push(SealOp { key: &key, sequence, esn, packet: &mut packet });
-    assert_eq!(backend.seal(ops)[..], [SealOutcome::Sealed]);
+    assert_eq!(engine.seal(ops)[..], [SealOutcome::Sealed]);
     packet
 }
 

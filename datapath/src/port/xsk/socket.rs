@@ -102,7 +102,7 @@ pub enum XskError {
 /// What the kernel counted on a socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct XskStatistics {
-    /// Packets dropped for other reasons than those below.
+    /// Packets dropped because there was no frame to copy them into, or because they were larger than one.
     pub rx_dropped: u64,
     /// Packets dropped because the receive ring was full: the worker is too slow.
     pub rx_ring_full: u64,
@@ -124,6 +124,8 @@ pub struct XskSocket {
     receiving: Ledger,
     sending: Ledger,
     stats: PortStats,
+    /// What the kernel had counted when it was asked last.
+    counted: XskStatistics,
 }
 
 /// What exists while the socket is open. The mapped rings refer to it in the kernel just as the descriptor does, so it is
@@ -193,17 +195,15 @@ impl XskSocket {
         self.receiving.count() + self.sending.count()
     }
 
-    /// What the kernel counted.
-    pub fn statistics(&self) -> XskStatistics {
-        let Some(counted) = self.fd().and_then(|fd| sockopt::xdp_statistics(fd).ok()) else {
-            return XskStatistics::default();
-        };
-        XskStatistics {
+    /// What the kernel counted; `None` once drained.
+    pub fn statistics(&self) -> Option<XskStatistics> {
+        let counted = sockopt::xdp_statistics(self.fd()?).ok()?;
+        Some(XskStatistics {
             rx_dropped: counted.rx_dropped,
             rx_ring_full: counted.rx_ring_full.unwrap_or(0),
             fill_ring_empty: counted.rx_fill_ring_empty_descs.unwrap_or(0),
             tx_invalid: counted.tx_invalid_descs,
-        }
+        })
     }
 
     fn bind_in_mode(
@@ -283,6 +283,7 @@ impl XskSocket {
             receiving: Ledger::new(arena.clone()),
             sending: Ledger::new(arena.clone()),
             stats: PortStats::default(),
+            counted: XskStatistics::default(),
         })
     }
 
@@ -473,6 +474,7 @@ impl Port for XskSocket {
             }
             received.drain(..).for_each(|frame| pool.give(frame));
         }
+        self.ask_kernel();
         // When the last owner has let go, the kernel has unbound the socket and waited for packets on their way before `close`
         // returns. Another owner can only be a socket that is being bound at this moment and shares the registration.
         let Some(Open { rx, tx, fill, completion, socket }) = self.open.take() else { return };
@@ -502,8 +504,21 @@ impl Port for XskSocket {
         self.open.as_ref().is_some_and(|open| open.tx.pending() > 0 || self.receiving.count() == 0)
     }
 
+    fn ask_kernel(&mut self) {
+        self.counted = self.statistics().unwrap_or(self.counted);
+    }
+
+    /// In copy mode the kernel counts a packet that finds no frame as dropped; in zero-copy mode the device drops it, uncounted
+    /// here, and the kernel counts how often the device was refused a frame.
     fn stats(&self) -> PortStats {
-        self.stats
+        let XskStatistics { rx_dropped, rx_ring_full, fill_ring_empty, tx_invalid } = self.counted;
+        let refusals = if self.zero_copy { fill_ring_empty } else { 0 };
+        PortStats {
+            refused: self.stats.refused + tx_invalid,
+            receive_ring_full: rx_ring_full,
+            fill_ring_empty: rx_dropped + refusals,
+            ..self.stats
+        }
     }
 }
 

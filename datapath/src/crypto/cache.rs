@@ -1,0 +1,263 @@
+//! Expanded AEAD keys of the SAs that a worker had packets for last.
+//!
+//! ring's expanded key takes 544 bytes, most of what an SA would need, and expanding one costs about as much as fetching
+//! it from memory. So SAs keep their raw keys, and each worker keeps a bounded number of expanded ones.
+//!
+//! A key is found by its [`Serial`], which no other key of the process ever has: what the cache holds can be of an SA
+//! that is gone, but never of another one. The cache is set-associative. In a set the oldest entry makes room, so that
+//! a hit writes nothing.
+//!
+//! All memory is taken in [`KeyCache::new`]. What is forgotten, makes room or is dropped is overwritten with the
+//! schedule of a key of zeros (OPS-4).
+
+use core::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
+
+/// Entries of a set: their serials are half a cache line.
+const WAYS: usize = 4;
+
+/// Tells expanded keys apart; no two keys of the process have the same one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Serial(u64);
+
+impl Serial {
+    /// Of an entry that holds no key.
+    const NONE: Self = Self(0);
+
+    /// One that was never given before. At a key a nanosecond the 64 bits last for 584 years.
+    pub(super) fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// A worker's expanded keys.
+pub(super) struct KeyCache {
+    /// Their number is a power of two.
+    sets: Box<[Set]>,
+    /// By set: the entry that makes room next.
+    oldest: Box<[u8]>,
+    /// The entries of the first set, of the second, and so on.
+    keys: Box<[LessSafeKey]>,
+    /// What is written over keys: the largest schedule there is, so that it covers every other.
+    blank: LessSafeKey,
+}
+
+#[derive(Clone, Copy)]
+#[repr(align(32))]
+struct Set([Serial; WAYS]);
+
+impl KeyCache {
+    /// With room for at least `slots` keys. `None` when ring takes no key of 32 bytes, which does not happen.
+    pub(super) fn new(slots: usize) -> Option<Self> {
+        let blank = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[0; 32]).ok()?);
+        let sets = slots.div_ceil(WAYS).next_power_of_two();
+        Some(Self {
+            sets: vec![Set([Serial::NONE; WAYS]); sets].into(),
+            oldest: vec![0; sets].into(),
+            keys: vec![blank.clone(); sets * WAYS].into(),
+            blank,
+        })
+    }
+
+    /// The key of `serial`, expanded by `expand` if it is not here. `None` when that gives none.
+    #[inline]
+    pub(super) fn get(
+        &mut self,
+        serial: Serial,
+        expand: impl FnOnce() -> Option<LessSafeKey>,
+    ) -> Option<&LessSafeKey> {
+        let slot = match self.find(serial) {
+            Some(slot) => slot,
+            None => self.admit(serial, expand()?)?,
+        };
+        self.keys.get(slot)
+    }
+
+    /// Wipes the key of `serial`, if it is here.
+    pub(super) fn forget(&mut self, serial: Serial) {
+        if let Some(slot) = self.find(serial) {
+            self.set_serial(slot, Serial::NONE);
+            if let Some(key) = self.keys.get_mut(slot) {
+                wipe(key, &self.blank);
+            }
+        }
+    }
+
+    /// Number of keys.
+    pub(super) fn len(&self) -> usize {
+        self.sets.iter().flat_map(|set| &set.0).filter(|serial| **serial != Serial::NONE).count()
+    }
+
+    fn set_of(&self, serial: Serial) -> usize {
+        // Serials count up, so their low bits spread neighbours over all sets. A mask: `sets` is a power of two.
+        usize::try_from(serial.0 & (self.sets.len() as u64 - 1)).unwrap_or_default()
+    }
+
+    #[inline]
+    fn find(&self, serial: Serial) -> Option<usize> {
+        let set = self.set_of(serial);
+        let way = self.sets.get(set)?.0.iter().position(|there| *there == serial)?;
+        Some(set * WAYS + way)
+    }
+
+    /// Puts `key` in the place of the oldest of its set.
+    #[cold]
+    fn admit(&mut self, serial: Serial, key: LessSafeKey) -> Option<usize> {
+        let set = self.set_of(serial);
+        let oldest = self.oldest.get_mut(set)?;
+        let slot = set * WAYS + usize::from(*oldest) % WAYS;
+        *oldest = oldest.wrapping_add(1);
+        let place = self.keys.get_mut(slot)?;
+        // An assignment alone would leave the rest of a schedule that was longer.
+        wipe(place, &self.blank);
+        *place = key;
+        self.set_serial(slot, serial);
+        Some(slot)
+    }
+
+    fn set_serial(&mut self, slot: usize, serial: Serial) {
+        let set = self.sets.get_mut(slot / WAYS);
+        if let Some(place) = set.and_then(|set| set.0.get_mut(slot % WAYS)) {
+            *place = serial;
+        }
+    }
+}
+
+impl Drop for KeyCache {
+    fn drop(&mut self) {
+        for key in &mut self.keys {
+            wipe(key, &self.blank);
+        }
+    }
+}
+
+/// ring does not wipe its keys, so another one is written over them.
+fn wipe(key: &mut LessSafeKey, blank: &LessSafeKey) {
+    key.clone_from(blank);
+    // Without this the compiler may drop the write as dead.
+    black_box(key);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use ring::aead::{AES_128_GCM, Aad, Algorithm, CHACHA20_POLY1305, Nonce};
+
+    use super::*;
+
+    /// The transforms that ring serves.
+    const ALGORITHMS: [&Algorithm; 3] = [&AES_128_GCM, &AES_256_GCM, &CHACHA20_POLY1305];
+
+    /// The key of the number: another one for every number, and of another transform for neighbours.
+    fn key(number: u64) -> LessSafeKey {
+        let algorithm = ALGORITHMS[usize::try_from(number % 3).unwrap()];
+        let mut bytes = vec![0xc3; algorithm.key_len()];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        LessSafeKey::new(UnboundKey::new(algorithm, &bytes).unwrap())
+    }
+
+    /// What tells keys apart.
+    fn tag(key: &LessSafeKey) -> [u8; 16] {
+        let nonce = Nonce::assume_unique_for_key([1; 12]);
+        let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut []).unwrap();
+        tag.as_ref().try_into().unwrap()
+    }
+
+    fn holds(cache: &KeyCache, number: u64) -> bool {
+        cache.keys.iter().any(|there| tag(there) == tag(&key(number)))
+    }
+
+    fn blanks(cache: &KeyCache) -> usize {
+        cache.keys.iter().filter(|there| tag(there) == tag(&cache.blank)).count()
+    }
+
+    /// The schedule that is written over the others is the longest.
+    #[test]
+    fn ops_4_blank_covers_every_key() {
+        let cache = KeyCache::new(1).unwrap();
+        assert_eq!(cache.blank.algorithm().key_len(), 32);
+        assert_eq!(size_of::<LessSafeKey>(), 544, "the figure in the module's doc");
+        assert_eq!(blanks(&cache), WAYS);
+    }
+
+    #[test]
+    fn serials_differ() {
+        let (first, second) = (Serial::next(), Serial::next());
+        assert!(first != second && first != Serial::NONE);
+    }
+
+    /// A hit expands nothing; the fifth key of a set takes the place of the first, which is gone then.
+    #[test]
+    fn ops_4_eviction() {
+        let mut cache = KeyCache::new(WAYS).unwrap();
+        let get = |cache: &mut KeyCache, number| {
+            let mut expanded = false;
+            let expand = || {
+                expanded = true;
+                Some(key(number))
+            };
+            assert_eq!(tag(cache.get(Serial(number), expand).unwrap()), tag(&key(number)));
+            expanded
+        };
+        for number in [1, 2, 3, 4] {
+            assert!(get(&mut cache, number));
+        }
+        for number in [4, 1, 2, 3] {
+            assert!(!get(&mut cache, number));
+        }
+        assert!(get(&mut cache, 5));
+        assert!(!holds(&cache, 1) && holds(&cache, 2) && holds(&cache, 5));
+        assert!(!get(&mut cache, 2) && get(&mut cache, 1));
+        assert!(!holds(&cache, 2), "the oldest, though it was used last");
+    }
+
+    /// OPS-4: what is forgotten is overwritten, and nothing else is.
+    #[test]
+    fn ops_4_forget() {
+        let mut cache = KeyCache::new(64).unwrap();
+        for number in 1..=32 {
+            cache.get(Serial(number), || Some(key(number))).unwrap();
+        }
+        cache.forget(Serial(7));
+        cache.forget(Serial(7));
+        cache.forget(Serial(1000));
+        assert!(!holds(&cache, 7) && holds(&cache, 6));
+        assert_eq!(blanks(&cache), 64 - 31);
+        let again = cache.get(Serial(7), || Some(key(7))).unwrap();
+        assert_eq!(tag(again), tag(&key(7)));
+    }
+
+    /// A key that cannot be expanded leaves everything as it was.
+    #[test]
+    fn nothing_is_admitted_for_no_key() {
+        let mut cache = KeyCache::new(WAYS).unwrap();
+        assert!(cache.get(Serial(1), || None).is_none());
+        assert_eq!(blanks(&cache), WAYS);
+        assert!(cache.get(Serial(1), || Some(key(1))).is_some());
+    }
+
+    proptest! {
+        /// DP-3, OPS-4: with many keys and few slots, a serial is served its own key and no other, and one that was
+        /// forgotten or had to make room is in no slot.
+        #[test]
+        fn dp_3_a_serial_gets_its_own_key(
+            slots in 1usize..20,
+            steps in prop::collection::vec((1u64..100, prop::bool::weighted(0.2)), 1..200),
+        ) {
+            let mut cache = KeyCache::new(slots).unwrap();
+            for (number, forget) in steps {
+                if forget {
+                    cache.forget(Serial(number));
+                    prop_assert!(!holds(&cache, number));
+                } else {
+                    let got = cache.get(Serial(number), || Some(key(number))).unwrap();
+                    prop_assert_eq!(tag(got), tag(&key(number)));
+                }
+                prop_assert_eq!(cache.len() + blanks(&cache), cache.keys.len());
+            }
+        }
+    }
+}
