@@ -455,7 +455,9 @@ impl Endpoint {
 
     /// Time has passed: everything that is due by `now` happens.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some(id) = self.core.timers.expire(now.monotonic) {
+        // First all that are due, then each: whatever a handler sets anew is the next call's.
+        let due: Vec<SaId> = std::iter::from_fn(|| self.core.timers.expire(now.monotonic)).collect();
+        for id in due {
             self.with(now, id, |sa, core| sa.timeout(core, now));
         }
     }

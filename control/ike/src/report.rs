@@ -223,3 +223,13 @@ pub enum Failure {
     #[error("the connection was removed or changed")]
     Reconfigured,
 }
+
+impl Failure {
+    /// Of an IKE SA that is closed before it is established.
+    pub(crate) const fn of_closing(reason: CloseReason) -> Self {
+        match reason {
+            CloseReason::Reconfigured => Self::Reconfigured,
+            _ => Self::Cancelled,
+        }
+    }
+}

@@ -25,7 +25,7 @@ use crate::message::registry::{
 };
 use crate::message::{Configuration, IdData, Notify, Payload};
 use crate::output::{Effect, Path, VirtualConfiguration};
-use crate::report::Failure;
+use crate::report::{CloseReason, Failure};
 
 const EXCHANGE: ExchangeType = ExchangeType::IKE_AUTH;
 
@@ -41,6 +41,8 @@ pub(super) struct Authenticating {
     remote_id: Option<(Identity, IdData)>,
     eap: Option<Client>,
     msk: Option<Secret>,
+    /// It is to be closed; the peer, which may believe in it already, is told once it is established.
+    cancelled: Option<CloseReason>,
 }
 
 enum Stage {
@@ -71,6 +73,7 @@ pub(super) fn begin(
         remote_id: None,
         eap: None,
         msk: None,
+        cancelled: None,
         connection: Arc::clone(&connection),
     };
     match &connection.local_auth {
@@ -155,7 +158,10 @@ impl Authenticating {
             }
             Some(Expired::Dead) => {
                 self.give_up(core);
-                Err(Failure::NoAnswer(common.path.remote.ip()).into())
+                match self.cancelled {
+                    Some(reason) => Err(Failure::of_closing(reason).into()),
+                    None => Err(Failure::NoAnswer(common.path.remote.ip()).into()),
+                }
             }
             None => Ok(State::Authenticating(self)),
         }
@@ -368,7 +374,7 @@ impl Authenticating {
         if !assigned.addresses.is_empty() {
             core.emit(common.id, Effect::Configure(assigned.clone()));
         }
-        let Self { wanted, keyed, connection, proposed, .. } = *self;
+        let Self { wanted, keyed, connection, proposed, cancelled, .. } = *self;
         let (ni, nr) = (keyed.ni.clone(), keyed.nr.clone());
         let asked = connection.request_address != (false, false);
         let mut established =
@@ -384,9 +390,13 @@ impl Authenticating {
             };
             established.first_child(common, core, now, &proposed, outcome, (&ni, &nr));
         }
-        for index in wanted {
+        if let Some(reason) = cancelled {
+            established.close(common, core, now, reason);
+        }
+        for index in wanted.into_iter().filter(|_| cancelled.is_none()) {
             established.enqueue(common, core, now, super::Task::CreateChild(index));
         }
+        established.pump(common, core, now);
         Ok(State::Established(Box::new(established)))
     }
 
@@ -401,6 +411,21 @@ impl Authenticating {
         self.give_up(core);
         let leaving = Some(Box::new(Leaving { channel: self.keyed.channel }));
         Err(Failed { failure, answer: Some(answer), leaving })
+    }
+
+    /// It is to be closed. Whether it has to wait for the peer's answer.
+    pub(super) fn cancel(&mut self, core: &mut Core, reason: CloseReason) -> bool {
+        if matches!(self.stage, Stage::Signing) {
+            self.give_up(core);
+            return false;
+        }
+        self.cancelled.get_or_insert(reason);
+        true
+    }
+
+    /// Whether it is to be closed.
+    pub(super) const fn is_cancelled(&self) -> bool {
+        self.cancelled.is_some()
     }
 
     fn give_up(&mut self, core: &mut Core) {

@@ -462,6 +462,12 @@ impl Established {
         exchanged: Option<(Vec<u8>, Secret)>,
     ) {
         let id = request.id;
+        // Section 2.25.1: this side's own rekey was faster, and the old one is being closed.
+        let gone = |id| self.children.iter().all(|child| child.id != id || !child.is_current());
+        if request.replaces.is_some_and(gone) {
+            core.host.release_spi(request.agreed.spi_in);
+            return self.refuse_request(common, core, id, Notify::new(NotifyType::TEMPORARY_FAILURE, []));
+        }
         let nr = core.random.bytes(NONCE);
         let (method, additional) = (request.agreed.suite.ke, request.agreed.suite.additional.clone());
         let mut answer = std::mem::take(&mut request.answer);

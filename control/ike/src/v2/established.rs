@@ -33,8 +33,8 @@ use crate::report::{CloseReason, Failure, Report};
 /// Under what a first message was found, and whether the peer said INITIAL_CONTACT.
 pub(super) type AsResponder = ((IpAddr, u16, IkeSpi), bool);
 
-/// Two IKE SAs of the same peers, one begun by each, both this young, crossed on the way.
-const CROSSED: core::time::Duration = core::time::Duration::from_secs(10);
+/// Two IKE SAs of the same peers, one begun by each, the older one no older than an attempt can take, crossed on the way.
+const CROSSED: core::time::Duration = core::time::Duration::from_mins(3);
 
 /// An established IKE SA.
 pub(super) struct Established {
@@ -54,6 +54,8 @@ pub(super) struct Established {
     tasks: VecDeque<Task>,
     /// After a TEMPORARY_FAILURE nothing is begun before this.
     pub(super) not_before: Option<Instant>,
+    /// How often in a row the peer has asked to be tried again later.
+    refusals: u8,
     pub(super) ours: Option<Ours>,
     pub(super) theirs: Option<Theirs>,
     /// More key exchanges of the peer are to come.
@@ -175,6 +177,7 @@ impl Established {
             children: Vec::new(),
             tasks: VecDeque::new(),
             not_before: None,
+            refusals: 0,
             ours: None,
             theirs: None,
             expected: None,
@@ -313,6 +316,11 @@ impl Established {
             || matches!(&self.ours, Some(Ours::Followup(followup)) if followup.child() == Some(index))
     }
 
+    /// Whether an answer to the peer's rekey of it is being computed: nothing is begun in it then (section 2.25.2).
+    const fn is_being_replaced(&self) -> bool {
+        matches!(self.theirs, Some(Theirs::Ike(_)))
+    }
+
     /// Whether the peer has deleted it and nothing keeps it any more.
     pub(super) const fn is_lost(&self) -> bool {
         self.lost && self.ours.is_none()
@@ -340,9 +348,11 @@ impl Established {
 
     /// Puts a task back where it was, to be tried again later.
     pub(super) fn retry(&mut self, core: &mut Core, now: Now, task: Task) {
-        // "A peer that receives TEMPORARY_FAILURE MUST NOT immediately retry" (section 2.25).
-        let spread = u64::from(core.random.u32() % 2000);
-        self.not_before = Some(now.monotonic + core::time::Duration::from_millis(1000 + spread));
+        // "A peer that receives TEMPORARY_FAILURE MUST NOT immediately retry" (section 2.25); and each time later.
+        let wait = 1000_u64 << self.refusals.min(5);
+        let spread = u64::from(core.random.u32()) % (2 * wait);
+        self.refusals = self.refusals.saturating_add(1);
+        self.not_before = Some(now.monotonic + core::time::Duration::from_millis(wait + spread));
         if !self.tasks.contains(&task) {
             self.tasks.push_front(task);
         }
@@ -354,7 +364,10 @@ impl Established {
 
     /// Begins what is next, if this side may send a request.
     pub(super) fn pump(&mut self, common: &mut Common, core: &mut Core, now: Now) {
-        while self.ours.is_none() && self.not_before.is_none_or(|at| at <= now.monotonic) {
+        while self.ours.is_none()
+            && !self.is_being_replaced()
+            && self.not_before.is_none_or(|at| at <= now.monotonic)
+        {
             self.not_before = None;
             let Some(task) = self.tasks.pop_front() else { return };
             if self.replaced && !matches!(task, Task::DeleteIke(_)) {
@@ -431,11 +444,17 @@ impl Established {
                 self.heard = now.monotonic;
                 self.forget_first_message(core);
                 self.follow(common, core, path);
-                self.handle_request(common, core, now, path, exchange, id, &payloads)
+                let alive = self.handle_request(common, core, now, path, exchange, id, &payloads);
+                self.pump(common, core, now);
+                alive
             }
             Received::Response { payloads, .. } => {
                 self.heard = now.monotonic;
+                let refusals = self.refusals;
                 let alive = self.handle_response(common, core, now, path, &payloads);
+                if self.refusals == refusals {
+                    self.refusals = 0;
+                }
                 self.pump(common, core, now);
                 if self.is_lost() { Alive::No(CloseReason::Replaced) } else { alive }
             }
@@ -562,7 +581,7 @@ impl Established {
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let waiting = self.ours.is_none() && !self.tasks.is_empty();
+        let waiting = self.ours.is_none() && !self.is_being_replaced() && !self.tasks.is_empty();
         let dpd = self.connection.dpd.filter(|_| self.ours.is_none() && self.tasks.is_empty());
         let dpd = dpd.map(|after| self.heard + after);
         let own = [

@@ -191,6 +191,7 @@ impl IkeSa {
     pub(crate) fn is_live(&self) -> bool {
         match &self.state {
             State::Dead | State::Leaving(_) => false,
+            State::Authenticating(state) => !state.is_cancelled(),
             State::Established(state) => !state.is_closing(),
             _ => true,
         }
@@ -426,13 +427,12 @@ impl IkeSa {
         match &mut self.state {
             State::Established(state) => state.close(&mut self.common, core, now, reason),
             State::Leaving(_) | State::Dead => {}
-            _ => {
-                let failure = match reason {
-                    CloseReason::Reconfigured => Failure::Reconfigured,
-                    _ => Failure::Cancelled,
-                };
-                self.fail(core, failure);
+            State::Authenticating(state) => {
+                if !state.cancel(core, reason) {
+                    self.fail(core, Failure::of_closing(reason));
+                }
             }
+            _ => self.fail(core, Failure::of_closing(reason)),
         }
     }
 

@@ -334,6 +334,12 @@ impl Established {
             let notify = Notify::new(NotifyType::INVALID_SYNTAX, []);
             return self.refuse_request(common, core, message_id, notify);
         };
+        if self.replaced {
+            // This side's own rekey was faster, and the old one is being closed (section 2.25.2).
+            core.release_sa(request.successor);
+            let notify = Notify::new(NotifyType::TEMPORARY_FAILURE, []);
+            return self.refuse_request(common, core, message_id, notify);
+        }
         let nr = core.random.bytes(NONCE);
         let spi = request.successor.1.0.to_be_bytes().to_vec();
         let (method, additional) = (request.suite.ke, request.suite.additional.clone());
@@ -367,6 +373,10 @@ impl Established {
     ) -> bool {
         let IkeRequest { suite, spi_i, ni, successor, .. } = request;
         let (id, spi_r) = successor;
+        if self.replaced {
+            core.release_sa(successor);
+            return false;
+        }
         let made = self.successor(common, core, now, id, false, (spi_i, spi_r), suite, secrets, (&ni, nr));
         let Some(made) = made else {
             core.release_sa(successor);

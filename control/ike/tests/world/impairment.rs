@@ -69,8 +69,8 @@ fn share_of_never_half(share: u64) {
         up.set(up.get() + u64::from(never_half(seed)?));
         Ok(())
     });
-    // Seven transmissions a request: hardly any attempt fails for good.
-    assert!(std::env::var_os("SEED").is_some() || up.get() > 2_400, "{} of 2,500 are up", up.get());
+    // Most attempts succeed; some take longer than a half-open IKE SA is kept.
+    assert!(std::env::var_os("SEED").is_some() || up.get() > 2_300, "{} of 2,500 are up", up.get());
 }
 
 #[test]
