@@ -278,8 +278,15 @@ fn ike_3_bad_certificates() {
 /// IKE-3: a CA that is out of time is none, and is named.
 #[test]
 fn ike_3_expired_ca() {
-    let trust = trust(&["root-ec"], &[], Policy::default());
+    let old = trust(&["root-old", "root-ec"], &[], Policy::default());
+    assert_eq!(
+        judge_with(&old, &presented(&["orphan"], &[]), "orphan", "orphan.example.org")
+            .unwrap_err()
+            .to_string(),
+        r#"the certificate of "C=CH, O=Postern test, CN=Root old" expired at 2020-02-01T00:00:00Z"#
+    );
     let late = SystemTime::UNIX_EPOCH + Duration::from_hours(750_000);
+    let trust = trust(&["root-ec"], &[], Policy::default());
     let signature = key("p384").sign(SHA2, OCTETS).unwrap();
     for (name, when, text) in [
         (
