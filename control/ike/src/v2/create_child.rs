@@ -89,6 +89,15 @@ impl NewChild {
 }
 
 impl Established {
+    /// Whether this side's exchange for a child is under way.
+    pub(super) fn is_making_child(&self) -> bool {
+        match &self.ours {
+            Some(Ours::Child(_)) => true,
+            Some(Ours::Followup(followup)) => followup.child().is_some(),
+            _ => false,
+        }
+    }
+
     /// Begins a CREATE_CHILD_SA exchange.
     pub(super) fn create_child(
         &mut self,
@@ -99,6 +108,7 @@ impl Established {
         replaces: Option<ChildId>,
     ) {
         let Some(config) = self.connection.children.get(index) else { return };
+        self.unheard.clear();
         let method = agree::first_method(&config.proposals);
         let new = NewChild {
             index,
@@ -310,6 +320,11 @@ impl Established {
         nr: &[u8],
         secrets: &[&Secret],
     ) {
+        if self.unheard.contains(&agreed.spi_out) {
+            // The peer's Delete was faster than its answer.
+            self.child_failed(common, core, new.index, Failure::Cancelled);
+            return new.abandon(core);
+        }
         let ours = lower(&new.nonce, nr);
         // Section 2.8.1: both sides rekeyed the same child. "the SA created with the lowest of the four nonces SHOULD be
         // closed by the endpoint that created it".
@@ -395,6 +410,11 @@ impl Established {
                     only = Some(index);
                 }
                 Some((.., ChildState::Deleting | ChildState::Replaced)) => {
+                    let notify = Notify::new(NotifyType::TEMPORARY_FAILURE, []);
+                    return self.refuse_request(common, core, id, notify);
+                }
+                // It may be what the answer on its way to this side has made.
+                None if self.is_making_child() => {
                     let notify = Notify::new(NotifyType::TEMPORARY_FAILURE, []);
                     return self.refuse_request(common, core, id, notify);
                 }

@@ -70,6 +70,9 @@ pub(super) struct Established {
     /// The peer has deleted it while this side's own rekey, which is to come to nothing, was under way.
     pub(super) lost: bool,
     pub(super) moving: Moving,
+    /// What the peer has deleted and this side had not heard of, while its own exchange for a child was under way: the answer
+    /// that made it may still come.
+    pub(super) unheard: Vec<u32>,
 }
 
 /// This side's exchange.
@@ -187,6 +190,7 @@ impl Established {
             replaced: false,
             lost: false,
             moving: Moving::default(),
+            unheard: Vec::new(),
         }
     }
 
@@ -370,7 +374,7 @@ impl Established {
         {
             self.not_before = None;
             let Some(task) = self.tasks.pop_front() else { return };
-            if self.replaced && !matches!(task, Task::DeleteIke(_)) {
+            if self.replaced && !matches!(task, Task::DeleteIke(_) | Task::CheckPeer) {
                 continue;
             }
             match task {
@@ -624,7 +628,8 @@ impl Established {
             }
             self.expires_at = None;
             self.tasks.clear();
-            self.tasks.push_back(Task::DeleteIke(CloseReason::Expired));
+            let reason = if self.replaced { CloseReason::Replaced } else { CloseReason::Expired };
+            self.tasks.push_back(Task::DeleteIke(reason));
         }
         if due(self.rekey_at) {
             self.rekey_at = None;

@@ -16,6 +16,9 @@ use crate::report::{CloseReason, Report};
 
 const EXCHANGE: ExchangeType = ExchangeType::INFORMATIONAL;
 
+/// Deletes of unknown children that are remembered for one exchange.
+const UNHEARD: usize = 64;
+
 impl Established {
     /// A request of the peer.
     pub(super) fn informational(
@@ -69,7 +72,12 @@ impl Established {
             let found = self.children.iter_mut().find(|child| {
                 child.spi_out == *spi && child.suite.protocol == protocol && child.state != ChildState::Gone
             });
-            let Some(child) = found else { continue };
+            let Some(child) = found else {
+                if self.is_making_child() && self.unheard.len() < UNHEARD {
+                    self.unheard.push(*spi);
+                }
+                continue;
+            };
             let (id, state) = (child.id, child.state);
             // Section 1.4.1: where both delete at once, "the response ... MUST NOT" name it again.
             if state != ChildState::Deleting {

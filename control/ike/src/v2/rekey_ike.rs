@@ -32,6 +32,9 @@ const EXCHANGE: ExchangeType = ExchangeType::CREATE_CHILD_SA;
 /// An IKE SA whose peer has deleted it waits this long for the end of its own rekey.
 const LOST: Duration = Duration::from_secs(10);
 
+/// An IKE SA that was replaced stays this long, if the peer does not delete it.
+const REPLACED: Duration = Duration::from_mins(5);
+
 /// An IKE SA that was made by a rekey and is not to be stays this long, if the peer does not delete it.
 const REDUNDANT: Duration = Duration::from_secs(30);
 
@@ -168,7 +171,7 @@ impl Established {
         }
         if let Some(rekeyed) = self.peer_rekey.take() {
             // The peer's rekey stands.
-            self.hand_over_to(common, core, rekeyed.successor);
+            self.hand_over_to(common, core, now, rekeyed.successor);
             return;
         }
         if self.expires_at.is_some() {
@@ -176,10 +179,12 @@ impl Established {
         }
     }
 
-    fn hand_over_to(&mut self, common: &Common, core: &mut Core, successor: SaId) {
+    fn hand_over_to(&mut self, common: &Common, core: &mut Core, now: Now, successor: SaId) {
         core.counters.ike_rekeyed += 1;
         core.report(common.id, Report::Rekeyed { old: common.id, new: successor });
         let estate = self.hand_over();
+        // The side that began the rekey deletes it, and has as long for that as an answer may take to arrive.
+        self.expires_at = Some(now.monotonic + REPLACED);
         core.errands.push(Errand::Inherit { sa: successor, estate: Box::new(estate) });
     }
 
@@ -257,12 +262,12 @@ impl Established {
             // Ours has the lowest nonce: it goes, and the peer's takes over. The peer deletes this one.
             Some(rekeyed) if ours < rekeyed.nonce.as_slice() => {
                 core.errands.push(Errand::Supersede { sa: id, silently: false });
-                self.hand_over_to(common, core, rekeyed.successor);
+                self.hand_over_to(common, core, now, rekeyed.successor);
             }
             rekeyed => {
                 // The peer deletes the one that it began.
                 core.errands.extend(rekeyed.map(|rekeyed| Errand::Redundant { sa: rekeyed.successor }));
-                self.hand_over_to(common, core, id);
+                self.hand_over_to(common, core, now, id);
                 self.enqueue(common, core, now, Task::DeleteIke(CloseReason::Replaced));
             }
         }
@@ -272,7 +277,7 @@ impl Established {
     pub(super) fn deleted(&mut self, common: &Common, core: &mut Core, now: Now) -> Alive {
         if let Some(rekeyed) = self.peer_rekey.take() {
             // Both sides have rekeyed, and the peer, which has both answers, knows that its own is the one that stays.
-            self.hand_over_to(common, core, rekeyed.successor);
+            self.hand_over_to(common, core, now, rekeyed.successor);
             let begun =
                 !matches!(&self.ours, Some(Ours::Ike(new)) if matches!(new.phase, Phase::Generating(_)));
             if begun {
@@ -387,7 +392,7 @@ impl Established {
             // Which of the two stays is known when the peer has answered ours.
             self.peer_rekey = Some(PeerRekey { successor: id, nonce: lower(&ni, nr).to_vec() });
         } else {
-            self.hand_over_to(common, core, id);
+            self.hand_over_to(common, core, now, id);
         }
         true
     }

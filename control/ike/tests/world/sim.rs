@@ -387,7 +387,12 @@ impl World {
                 self.clock = at;
                 self.with(node, Endpoint::handle_timeout);
                 let again = self.nodes[node].endpoint.poll_timeout();
-                assert!(again.is_none_or(|again| again > self.origin + at), "a timer stands still");
+                assert!(
+                    again.is_none_or(|again| again > self.origin + at),
+                    "a timer of {} stands still: {:?}",
+                    self.nodes[node].name,
+                    self.nodes[node].endpoint.sas(self.now()).collect::<Vec<_>>()
+                );
                 true
             }
             (_, Some(at)) if at <= end => {
