@@ -18,12 +18,14 @@ use crate::auth::identity::Identity;
 use crate::config::{Connection, PoolConfig, Start};
 use crate::connections::Connections;
 use crate::counters::Counters;
+use crate::crypto::keys::IkeKeys;
 use crate::ignored::Ignored;
 use crate::job::{Done, Job, JobId};
 use crate::message::legality::Payloads;
 use crate::message::parse::{self, Body, ParseError, Parsed};
 use crate::message::registry::{ExchangeType, NotifyType};
 use crate::message::{Head, IkeSpi, Notify, Payload, emit};
+use crate::negotiate::IkeSuite;
 use crate::output::{ChildId, Effect, IkeSaView, Output, Path, SaId};
 use crate::pools::Pools;
 use crate::report::{CloseReason, Report};
@@ -47,6 +49,10 @@ pub trait Host {
 
     /// The SPI is free again.
     fn release_spi(&mut self, spi: u32);
+
+    /// Keys of an IKE SA, for a table with which captures are decrypted while something is debugged; as a rule nothing is
+    /// done with them.
+    fn note_keys(&self, _suite: &IkeSuite, _spis: (IkeSpi, IkeSpi), _keys: &IkeKeys) {}
 
     /// The address from which packets to `remote` leave; `None` if there is no route.
     fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr>;

@@ -37,6 +37,9 @@ struct Arguments {
     /// End the datapath too when this program is told to end
     #[arg(long)]
     stop_datapath: bool,
+    /// Allow `ike.keylog`, which writes the keys of all SAs to files
+    #[arg(long)]
+    allow_keylog: bool,
     /// What is logged, instead of the file's `control.log`: error, warn, info, debug, trace, or a filter
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -108,6 +111,11 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: &Arguments, mut config: Config) -> Result<(), (u8, String)> {
+    if config.ike.keylog.is_some() && !arguments.allow_keylog {
+        let message =
+            "ike.keylog is set: it gives the keys of all tunnels away, so --allow-keylog has to be given too";
+        return Err((CONFIGURATION, message.to_owned()));
+    }
     let cannot_start = |error: &dyn std::fmt::Display| (CANNOT_START, error.to_string());
     let control = config.control.clone();
     let datapath = config.datapath.clone();

@@ -734,3 +734,6 @@ fn digest_of(priority: u32, selectors: &[Selector]) -> SlotKey {
     selectors.sort();
     digest::half(&[b"policy", &priority.to_be_bytes(), &selectors.concat()])
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,6 +38,7 @@ use super::events::{Events, Happened};
 use super::host::{Machine, source_address};
 use super::jobs::{Jobs, System};
 use super::keeper::{Keeper, is_kept};
+use super::keylog::KeyLog;
 use super::sockets::{LARGEST, Received, Sockets};
 use super::spis::Spis;
 use crate::config::ike::{ChildSettings, Ike};
@@ -111,6 +112,7 @@ pub struct Driver {
     renewals: VecDeque<ChildId>,
     renewing: HashMap<ChildId, Instant>,
     addresses: VirtualAddresses,
+    keylog: Option<Arc<KeyLog>>,
     /// When something came from an address.
     pub(super) heard: HashMap<IpAddr, Instant>,
     /// The datapath was connected once.
@@ -136,7 +138,14 @@ impl Driver {
             spis.reserve(spi);
         }
         let spis = Arc::new(Mutex::new(spis));
-        let machine = Box::new(Machine(Arc::clone(&spis)));
+        let keylog = match &config.keylog {
+            Some(directory) => {
+                warn!("keys are written to {}: whoever reads them reads all traffic", directory.display());
+                Some(Arc::new(KeyLog::open(directory)?))
+            }
+            None => None,
+        };
+        let machine = Box::new(Machine { spis: Arc::clone(&spis), keylog: keylog.clone() });
         let settings = config.settings.clone();
         let now = Instant::now();
         let mut this = Self {
@@ -155,6 +164,7 @@ impl Driver {
             renewals: VecDeque::new(),
             renewing: HashMap::new(),
             addresses: VirtualAddresses::new(interface),
+            keylog,
             heard: HashMap::new(),
             ready: false,
             trouble_next: now,
@@ -371,6 +381,9 @@ impl Driver {
             Effect::Compute { id, job } => self.jobs.run(id, job),
             Effect::Install(child) => {
                 let id = child.id;
+                if let Some(keylog) = &self.keylog {
+                    keylog.child(&child);
+                }
                 let settings = self.settings.get(&child.connection.name);
                 let settings = settings.and_then(|children| children.get(child.child)).cloned();
                 let result = match settings {

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use postern_ike::output::SaId;
 use postern_ike::report::{CloseReason, Report};
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tracing::{info, warn};
@@ -22,6 +23,8 @@ pub struct Events {
     ring: VecDeque<IkeEvent>,
     followers: Vec<Follower>,
     facts: HashMap<Arc<str>, Facts>,
+    /// Connections of established IKE SAs, for reports that do not name them.
+    names: HashMap<SaId, Arc<str>>,
 }
 
 #[derive(Debug)]
@@ -84,7 +87,22 @@ impl Events {
 
     /// The endpoint reports.
     pub fn report(&mut self, now: Instant, report: &Report) {
-        self.happened(now, from_report(report));
+        let mut happened = from_report(report);
+        match report {
+            Report::Established { sa, connection, .. } => {
+                self.names.insert(*sa, Arc::clone(connection));
+            }
+            Report::Rekeyed { old, new } => {
+                happened.connection = self.names.get(old).cloned();
+                self.names.extend(happened.connection.clone().map(|name| (*new, name)));
+            }
+            Report::Moved { sa, .. } => happened.connection = self.names.get(sa).cloned(),
+            Report::Closed { sa, .. } | Report::Failed { sa, .. } => {
+                self.names.remove(sa);
+            }
+            _ => {}
+        }
+        self.happened(now, happened);
     }
 
     /// Something happened.

@@ -4,21 +4,36 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use postern_ike::Random;
+use postern_ike::crypto::keys::IkeKeys;
 use postern_ike::endpoint::Host;
+use postern_ike::message::IkeSpi;
+use postern_ike::negotiate::IkeSuite;
 
+use super::keylog::KeyLog;
 use super::spis::Spis;
 
 /// This machine, as the endpoint asks it.
 #[derive(Clone, Debug)]
-pub struct Machine(pub Arc<Mutex<Spis>>);
+pub struct Machine {
+    /// Inbound SPIs.
+    pub spis: Arc<Mutex<Spis>>,
+    /// Where keys are noted, if they are.
+    pub keylog: Option<Arc<KeyLog>>,
+}
 
 impl Host for Machine {
     fn allocate_spi(&mut self, random: &mut dyn Random) -> u32 {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).allocate(random)
+        self.spis.lock().unwrap_or_else(PoisonError::into_inner).allocate(random)
     }
 
     fn release_spi(&mut self, spi: u32) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).release(spi);
+        self.spis.lock().unwrap_or_else(PoisonError::into_inner).release(spi);
+    }
+
+    fn note_keys(&self, suite: &IkeSuite, spis: (IkeSpi, IkeSpi), keys: &IkeKeys) {
+        if let Some(keylog) = &self.keylog {
+            keylog.ike(suite, spis, keys);
+        }
     }
 
     fn source_address(&mut self, remote: IpAddr) -> Option<IpAddr> {

@@ -17,6 +17,7 @@ pub mod events;
 mod host;
 pub mod jobs;
 mod keeper;
+pub mod keylog;
 mod rows;
 pub mod sockets;
 pub mod spis;

@@ -65,6 +65,7 @@ impl Keyed {
     ) -> Result<Self, Failure> {
         let seed = Seed { nonce_i: &ni, nonce_r: &nr, spi_i: common.spi_i, spi_r: common.spi_r };
         let keys = IkeKeys::initial(&suite, secret, &seed).ok_or(Failure::BadChoice)?;
+        core.host.note_keys(&suite, (common.spi_i, common.spi_r), &keys);
         let fragmentation = common.peer.fragmentation
             && common.connection.as_ref().is_none_or(|connection| connection.fragmentation);
         let channel = Channel::new(
@@ -91,11 +92,12 @@ impl Keyed {
     }
 
     /// An additional key exchange is complete: "the keys ... are updated" (RFC 9370 section 2.2.2).
-    pub(super) fn advance(&mut self, secret: &Secret) {
+    pub(super) fn advance(&mut self, core: &Core, secret: &Secret) {
         self.steps += 1;
         let (spi_i, spi_r) = self.channel.spis();
         let seed = Seed { nonce_i: &self.ni, nonce_r: &self.nr, spi_i, spi_r };
         if let Some(keys) = self.keys.derivation.intermediate(&self.suite, secret, &seed) {
+            core.host.note_keys(&self.suite, (spi_i, spi_r), &keys);
             self.channel.rekey(&keys);
             self.keys = keys;
         }
@@ -261,7 +263,7 @@ impl HalfOpen {
                 self.keyed.cover(head, first, &plain);
                 let answer = self.keyed.channel.respond(exchange, id, &payloads, &mut *core.random);
                 common.send(core, &answer);
-                self.keyed.advance(&secret);
+                self.keyed.advance(core, &secret);
                 Ok(State::HalfOpen(self))
             }
             (Stage::Authenticating(authentication), done) => {

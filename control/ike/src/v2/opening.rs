@@ -333,7 +333,7 @@ impl Exchanging {
             }
             Done::Agreed(result) => {
                 let secret = result.map_err(|_| Failure::PublicValue)?;
-                self.keyed.advance(&secret);
+                self.keyed.advance(core, &secret);
                 self.next(common, core, now)
             }
             _ => Ok(State::Exchanging(self)),

@@ -421,6 +421,7 @@ impl Established {
         (ni, nr): (&[u8], &[u8]),
     ) -> Option<IkeSa> {
         let keys = self.keys.rekey(&suite, secrets, &Seed { nonce_i: ni, nonce_r: nr, spi_i, spi_r })?;
+        core.host.note_keys(&suite, (spi_i, spi_r), &keys);
         let fragmentation = common.peer.fragmentation && self.connection.fragmentation;
         let config = ChannelConfig {
             initiator,
