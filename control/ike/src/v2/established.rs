@@ -14,6 +14,7 @@ use super::create_child::{ChildRequest, NewChild};
 use super::followup::{FollowupRequest, OwnFollowup, PeerFollowup};
 use super::half_open::Keyed;
 use super::mobike::{Moving, check_payloads};
+use super::nat::Nat;
 use super::rekey_ike::{IkeRequest, NewIke, PeerRekey};
 use super::{Common, Task};
 use crate::auth::identity::Identity;
@@ -750,7 +751,11 @@ impl Established {
     }
 
     /// Everything that a successor takes over.
-    pub(super) fn hand_over(&mut self) -> Estate {
+    pub(super) fn hand_over(&mut self, common: &Common) -> Estate {
+        // Where this side is has still to be said; the answer that may come to this SA is about an older place.
+        if matches!(self.ours, Some(Ours::Update)) && !self.tasks.contains(&Task::UpdateAddresses) {
+            self.tasks.push_front(Task::UpdateAddresses);
+        }
         self.replaced = true;
         self.rekey_at = None;
         Estate {
@@ -758,12 +763,16 @@ impl Established {
             tasks: self.take_tasks(),
             addresses: self.addresses.clone(),
             moving: std::mem::take(&mut self.moving),
+            path: common.path,
+            nat: common.nat,
         }
     }
 
     /// Takes over what a predecessor had.
-    pub(super) fn inherit(&mut self, common: &Common, core: &mut Core, estate: Estate) {
-        let Estate { children, tasks, addresses, moving } = estate;
+    pub(super) fn inherit(&mut self, common: &mut Common, core: &mut Core, now: Now, estate: Estate) {
+        let Estate { children, tasks, addresses, moving, path, nat } = estate;
+        (common.path, common.nat) = (path, nat);
+        self.schedule_keepalive(common, core, now);
         for child in &children {
             core.children.insert(child.id, common.id);
         }
@@ -787,6 +796,8 @@ pub(crate) struct Estate {
     tasks: VecDeque<Task>,
     addresses: Vec<IpAddr>,
     moving: Moving,
+    path: Path,
+    nat: Nat,
 }
 
 /// An IKE SA of a peer: its name, whether this side began it, the initiator's SPI, since when.

@@ -182,7 +182,7 @@ impl Established {
     fn hand_over_to(&mut self, common: &Common, core: &mut Core, now: Now, successor: SaId) {
         core.counters.ike_rekeyed += 1;
         core.report(common.id, Report::Rekeyed { old: common.id, new: successor });
-        let estate = self.hand_over();
+        let estate = self.hand_over(common);
         // The side that began the rekey deletes it, and has as long for that as an answer may take to arrive.
         self.expires_at = Some(now.monotonic + REPLACED);
         core.errands.push(Errand::Inherit { sa: successor, estate: Box::new(estate) });
@@ -472,7 +472,7 @@ impl IkeSa {
     /// Takes over the children of the SA that it replaces.
     pub(crate) fn inherit(&mut self, core: &mut Core, now: Now, estate: super::established::Estate) {
         if let State::Established(state) = &mut self.state {
-            state.inherit(&self.common, core, estate);
+            state.inherit(&mut self.common, core, now, estate);
             state.pump(&mut self.common, core, now);
         }
     }
