@@ -47,6 +47,8 @@ pub(super) enum ChildState {
     Installing,
     /// In use.
     Installed,
+    /// The datapath does not take it; the peer is to be told.
+    Refused,
     /// A successor is there; the peer may still send through it.
     Replaced,
     /// This side has sent a Delete.
@@ -60,6 +62,7 @@ impl ChildState {
         match self {
             Self::Installing => "installing",
             Self::Installed => "installed",
+            Self::Refused => "refused",
             Self::Replaced => "replaced",
             Self::Deleting => "deleting",
             Self::Gone => "draining",

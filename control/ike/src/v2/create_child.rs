@@ -409,7 +409,7 @@ impl Established {
                     replaces = Some(id);
                     only = Some(index);
                 }
-                Some((.., ChildState::Deleting | ChildState::Replaced)) => {
+                Some((.., ChildState::Deleting | ChildState::Replaced | ChildState::Refused)) => {
                     let notify = Notify::new(NotifyType::TEMPORARY_FAILURE, []);
                     return self.refuse_request(common, core, id, notify);
                 }

@@ -712,7 +712,9 @@ impl Established {
 
     /// Takes a child out of the datapath; begins it again if the configuration says so.
     pub(super) fn remove_child(&self, common: &Common, core: &mut Core, child: &Child, reason: CloseReason) {
-        core.emit(common.id, Effect::Retire(child.id));
+        if child.state != ChildState::Refused {
+            core.emit(common.id, Effect::Retire(child.id));
+        }
         core.children.remove(&child.id);
         core.host.release_spi(child.spi_in);
         if !child.is_current() && reason != CloseReason::Dead {

@@ -83,10 +83,12 @@ impl Established {
             if state != ChildState::Deleting {
                 own.push(child.spi_in);
             }
-            let successor = self.children.iter().find(|next| next.replaces == Some(id)).map(|next| next.id);
+            let successor = self.children.iter().find(|next| next.replaces == Some(id));
             if let Some(successor) = successor {
                 // The peer sends through the new one from now on, and so does this side.
-                core.emit(common.id, Effect::Use(successor));
+                if successor.state != ChildState::Refused {
+                    core.emit(common.id, Effect::Use(successor.id));
+                }
                 self.drain(core, now, id);
             } else {
                 self.close_child(common, core, id, CloseReason::Peer);
@@ -135,7 +137,7 @@ impl Established {
                 continue;
             }
             // A replaced child goes on receiving until the peer has answered.
-            if child.state != ChildState::Replaced {
+            if !matches!(child.state, ChildState::Replaced | ChildState::Refused) {
                 child.state = ChildState::Deleting;
             }
             deleted.push(*id);
@@ -196,7 +198,7 @@ impl Established {
                 core.report(sa, Report::ChildUp { sa, child: id, connection, name, replaces, suite });
             }
             Err(text) => {
-                child.state = ChildState::Installed;
+                child.state = ChildState::Refused;
                 self.child_failed(common, core, index, crate::report::Failure::Datapath(text));
                 self.enqueue(common, core, now, Task::DeleteChild(id));
             }

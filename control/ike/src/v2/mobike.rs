@@ -3,6 +3,7 @@
 
 use core::net::{IpAddr, SocketAddr};
 
+use super::child::ChildState;
 use super::established::{Established, Ours};
 use super::nat::{self, Nat};
 use super::{Common, Task};
@@ -57,7 +58,7 @@ impl Established {
 
     fn move_children(&self, common: &Common, core: &mut Core) {
         let (local, remote, encap) = (common.path.local.ip(), common.path.remote.ip(), common.encap());
-        for child in &self.children {
+        for child in self.children.iter().filter(|child| child.state != ChildState::Refused) {
             core.emit(common.id, Effect::Move { child: child.id, local, remote, encap });
         }
     }

@@ -1,12 +1,15 @@
 //! Bad networks: an IKE SA is established on both sides, or not, but never on one only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use postern_ike::config::{Connection, LocalAuth, RemoteAuth, Settings};
 use postern_ike::endpoint::{Endpoint, Target};
+use postern_ike::negotiate::keyword;
 use postern_ike::report::{CloseReason, Report};
 
-use crate::sim::{Link, World};
-use crate::sites::{CONNECTION, is_up, sites, world};
+use crate::sim::{Link, Seeded, World};
+use crate::sites::{CONNECTION, is_up, psk, road_warrior, settings, sites, users, world, world_with};
 
 /// Runs `test` with the seeds of one share of them; SEEDS in the environment replaces them by one.
 fn seeds(share: u64, of: u64, count: u64, test: impl Fn(u64) -> Result<(), String>) {
@@ -159,4 +162,79 @@ fn ike_1_a_hard_life_even_seeds() {
 #[test]
 fn ike_1_a_hard_life_odd_seeds() {
     seeds(1, 2, 2_000, a_hard_life);
+}
+
+/// The same of what takes more exchanges: passwords and assigned addresses behind a NAT; hybrid key exchange in fragments;
+/// cookies with INVALID_KE_PAYLOAD; a datapath that refuses now and then.
+fn never_half_otherwise(seed: u64) -> Result<(), String> {
+    let small = Settings { fragment_size: 500, ..settings() };
+    let cautious = Settings { cookie_threshold: 0, ..settings() };
+    let both = |a: &mut Connection, b: &mut Connection, words: [&str; 2]| {
+        a.proposals = vec![keyword::ike(words[0]).unwrap()];
+        b.proposals = vec![keyword::ike(words[1]).unwrap()];
+    };
+    let mut world = match seed % 4 {
+        0 => {
+            let auth = LocalAuth::EapMschapv2 { user: "joe".to_owned(), password: psk("right") };
+            let gateway = RemoteAuth::Psk(psk("a secret"));
+            let (client, gateway, pool) = road_warrior((auth, gateway), users(&[("joe", "right")]));
+            let mut world = impaired(seed);
+            world.nat(0, "198.51.100.7".parse().unwrap());
+            world.configure(0, vec![Arc::new(client)], &[]);
+            world.configure(1, vec![Arc::new(gateway)], &[pool]);
+            world
+        }
+        1 => {
+            let hybrid = "aes256gcm16-prfsha384-x25519-ke1_mlkem768";
+            world_with(seed, &small, |a, b| both(a, b, [hybrid, hybrid]))
+        }
+        2 => world_with(seed, &cautious, |a, b| {
+            both(a, b, ["aes128-sha256-x25519-ecp256", "aes128-sha256-ecp256"]);
+        }),
+        _ => {
+            let mut world = impaired(seed);
+            for node in 0..2 {
+                let mut random = Seeded::new(seed * 2 + u64::try_from(node).unwrap());
+                let refuse = move |_: &_| if random.chance(30) { Err("no room".to_owned()) } else { Ok(()) };
+                world.nodes[node].installer = Box::new(refuse);
+            }
+            world
+        }
+    };
+    world.link = Link::BAD;
+    world.initiate(0, CONNECTION);
+    for minutes in 1..4 {
+        let node = usize::try_from(world.random.below(2)).unwrap();
+        let kind = world.random.below(2);
+        world.after(Duration::from_mins(minutes), move |world| {
+            let target = match kind {
+                0 => Target::Connection(CONNECTION.to_owned()),
+                _ => Target::Children(CONNECTION.to_owned(), "net".to_owned()),
+            };
+            // There may be nothing to rekey.
+            drop(world.with(node, |endpoint, now| endpoint.rekey(now, &target)));
+        });
+    }
+    world.run(Duration::from_mins(5));
+    world.link = Link::GOOD;
+    world.run(LONG);
+    world.agree(0, 1)?;
+    for node in 0..2 {
+        world.no_leak(node)?;
+        let established = world.established(node).len();
+        if world.nodes[node].endpoint.len() != established || established > 1 {
+            return Err(format!("{established} of {} are established", world.nodes[node].endpoint.len()));
+        }
+        if established == 0 {
+            world.is_clean(node)?;
+        }
+    }
+    let given = world.nodes[0].virtual_configuration.is_some();
+    let wanted = seed.is_multiple_of(4) && !world.established(0).is_empty();
+    if given == wanted { Ok(()) } else { Err(format!("addresses: {given}, wanted {wanted}")) }
+}
+
+#[test]
+fn ike_1_never_half_otherwise() {
+    seeds(0, 1, 1_000, never_half_otherwise);
 }

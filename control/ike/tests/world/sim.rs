@@ -166,7 +166,7 @@ pub struct Node {
     pub install_time: Duration,
     pub installer: Installer,
     installing: BTreeSet<ChildId>,
-    /// What could not be installed: the endpoint retires it all the same.
+    /// What was not installed: a `Retire` may have been on its way when that became known.
     refused: BTreeSet<ChildId>,
     /// Outputs of an IKE SA that wait for its `Install`.
     held: HashMap<SaId, (ChildId, VecDeque<Effect>)>,
