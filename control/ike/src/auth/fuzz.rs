@@ -97,10 +97,9 @@ fn file(contents: &[u8]) {
     }
     if let Ok(pattern) = core::str::from_utf8(contents).unwrap_or_default().parse::<IdentityPattern>() {
         harmless(&pattern.to_string());
-        let again = pattern.to_string().parse::<IdentityPattern>();
-        // A host name that looks like something else is shown without the prefix that made it one.
-        if let Ok(again) = again {
-            assert_eq!(again.to_string(), pattern.to_string());
+        // Long ones are not shown in full.
+        if let Ok(again) = pattern.to_string().parse::<IdentityPattern>() {
+            assert_eq!(again, pattern);
         }
     }
 }

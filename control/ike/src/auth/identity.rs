@@ -45,7 +45,7 @@ pub enum IdentityError {
     #[error("the identity is longer than {TEXT_LIMIT} bytes")]
     TooLong,
     /// Control characters.
-    #[error("the identity {0:?} has characters that cannot be shown")]
+    #[error("the identity {0:?} has characters that cannot be shown, or spaces around it")]
     Unprintable(String),
     /// After `keyid:0x` or `@#`.
     #[error("the key identifier {0:?} is no even number of hexadecimal digits")]
@@ -155,6 +155,7 @@ impl FromStr for Identity {
     fn from_str(text: &str) -> Result<Self, IdentityError> {
         let text = text.trim();
         if let Some((kind, rest)) = text.split_once(':') {
+            let rest = rest.trim();
             match kind.to_ascii_lowercase().as_str() {
                 "fqdn" | "dns" => return printable(rest).map(Self::Fqdn),
                 "email" | "rfc822" | "userfqdn" => return printable(rest).map(Self::Email),
@@ -178,10 +179,10 @@ impl FromStr for Identity {
             return unhex(digits).map(Self::KeyId);
         }
         if let Some(mail) = text.strip_prefix("@@") {
-            return printable(mail).map(Self::Email);
+            return printable(mail.trim()).map(Self::Email);
         }
         if let Some(host) = text.strip_prefix('@') {
-            return printable(host).map(Self::Fqdn);
+            return printable(host.trim()).map(Self::Fqdn);
         }
         if text.contains('=') {
             return name(text);
@@ -197,7 +198,16 @@ impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ip(address) => fmt::Display::fmt(address, f),
-            Self::Fqdn(text) | Self::Email(text) => f.write_str(text),
+            // With its type in front if it would be read as something else.
+            Self::Fqdn(text) | Self::Email(text) => {
+                let plain = text.parse::<IdentityPattern>().is_ok_and(|read| read.exact() == Some(self));
+                let prefix = match self {
+                    _ if plain => "",
+                    Self::Fqdn(_) => "fqdn:",
+                    _ => "email:",
+                };
+                write!(f, "{prefix}{text}")
+            }
             Self::Dn(name) => fmt::Display::fmt(name, f),
             Self::KeyId(data) => {
                 f.write_str("keyid:0x")?;
@@ -314,7 +324,7 @@ fn printable(text: &str) -> Result<String, IdentityError> {
         Err(IdentityError::Empty)
     } else if text.len() > TEXT_LIMIT {
         Err(IdentityError::TooLong)
-    } else if text.chars().any(char::is_control) {
+    } else if text.chars().any(char::is_control) || text.trim() != text {
         Err(IdentityError::Unprintable(text.to_owned()))
     } else {
         Ok(text.to_owned())
@@ -408,7 +418,10 @@ mod tests {
             ("keyid:0x1", "the key identifier \"1\" is no even number of hexadecimal digits"),
             ("keyid:0xzz", "the key identifier \"zz\" is no even number of hexadecimal digits"),
             ("ip:moon", "\"moon\" is no address"),
-            ("moon\u{7}", "the identity \"moon\\u{7}\" has characters that cannot be shown"),
+            (
+                "moon\u{7}",
+                "the identity \"moon\\u{7}\" has characters that cannot be shown, or spaces around it",
+            ),
             ("C=CH, moon", "the distinguished name \"C=CH, moon\": \"moon\" is not of the form TYPE=value"),
             (
                 "C=CH, X=moon",
@@ -500,6 +513,11 @@ mod tests {
         for (kind, bytes, shown) in [
             (IdType::FQDN, &b"evil\nname"[..], "FQDN:0x6576696c0a6e616d65"),
             (IdType::FQDN, b"", "FQDN:0x"),
+            (IdType::FQDN, b" x", "FQDN:0x2078"),
+            (IdType::FQDN, b"a@b", "fqdn:a@b"),
+            (IdType::FQDN, b"%any", "fqdn:%any"),
+            (IdType::FQDN, b"192.0.2.1", "fqdn:192.0.2.1"),
+            (IdType::RFC822_ADDR, b"moon", "email:moon"),
             (IdType::RFC822_ADDR, &[0xff, 0xfe], "RFC822_ADDR:0xfffe"),
             (IdType::IPV4_ADDR, &[1, 2, 3], "IPV4_ADDR:0x010203"),
             (IdType::DER_ASN1_DN, &[0x30, 0x05], "DER_ASN1_DN:0x3005"),
@@ -526,7 +544,7 @@ mod tests {
         #[test]
         fn any_text(text in "[-@#*.:=,+/\\\\a-zA-Z0-9 é]{0,30}|(C|O|CN)=[ -~]{0,10}(, ?(DC|E|OU)=[ -~é]{0,10}){0,3}") {
             let _ = text.parse::<IdentityPattern>();
-            if let Ok(identity @ (Identity::Dn(_) | Identity::Ip(_) | Identity::KeyId(_))) = text.parse::<Identity>() {
+            if let Ok(identity) = text.parse::<Identity>() {
                 let shown = identity.to_string();
                 prop_assert_eq!(Ok(identity.clone()), shown.parse(), "{}", shown);
                 prop_assert_eq!(Identity::from_data(&identity.to_data()), identity);
