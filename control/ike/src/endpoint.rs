@@ -321,7 +321,8 @@ impl Endpoint {
         self.core.pools.configure(pools);
         let Self { core, sas } = self;
         let changed = sas.values().filter(|sa| sa.is_outdated(&core.connections)).map(IkeSa::id);
-        let changed: Vec<SaId> = changed.collect();
+        let mut changed: Vec<SaId> = changed.collect();
+        changed.sort_unstable();
         for sa in changed {
             self.with(now, sa, |sa, core| sa.close(core, now, CloseReason::Reconfigured));
         }
@@ -570,6 +571,7 @@ impl Endpoint {
         if found.is_empty() {
             return Err(CommandError::NotUp);
         }
+        found.sort_unstable();
         for (sa, child) in &found {
             self.with(now, *sa, |sa, core| sa.enqueue(core, now, task(*child)));
         }
@@ -577,7 +579,7 @@ impl Endpoint {
     }
 
     fn ike_sas(&self, target: &Target) -> Result<Vec<SaId>, CommandError> {
-        let ids: Vec<SaId> = match target {
+        let mut ids: Vec<SaId> = match target {
             Target::Connection(name) => {
                 if self.core.connections.named(name).is_none() {
                     return Err(CommandError::NoConnection(name.clone()));
@@ -587,6 +589,7 @@ impl Endpoint {
             Target::Ike(id) if self.sas.contains_key(id) => vec![*id],
             _ => Vec::new(),
         };
+        ids.sort_unstable();
         if ids.is_empty() { Err(CommandError::NotUp) } else { Ok(ids) }
     }
 

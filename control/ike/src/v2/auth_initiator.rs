@@ -388,7 +388,8 @@ impl Authenticating {
                 Some(child) => proposed.answered(child, &payloads),
                 None => Err(Failure::Reconfigured),
             };
-            established.first_child(common, core, now, &proposed, outcome, (&ni, &nr));
+            let made = payloads.sa().is_some();
+            established.first_child(common, core, now, &proposed, made, outcome, (&ni, &nr));
         }
         if let Some(reason) = cancelled {
             established.close(common, core, now, reason);

@@ -202,6 +202,11 @@ pub(super) fn propose(
 }
 
 impl Proposed {
+    /// ESP or AH.
+    pub(super) fn protocol(&self) -> ProtocolId {
+        self.proposals.first().map_or(ProtocolId::ESP, |proposal| proposal.protocol)
+    }
+
     /// Checks the answer: one of the proposals, and selectors within those proposed.
     pub(super) fn answered(&self, child: &config::Child, payloads: &Payloads<'_>) -> Result<Agreed, Failure> {
         let (Some(answer), Some(ts_i), Some(ts_r)) = (payloads.sa(), payloads.ts_i(), payloads.ts_r()) else {

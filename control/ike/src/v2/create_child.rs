@@ -193,8 +193,8 @@ impl Established {
                     _ => self.finish_own(common, core, now, &new, *agreed, &nr, &[&secret]),
                 }
             }
-            (ChildPhase::Agreeing(_, agreed, ..), _) => {
-                self.unwanted(common, core, now, &new, agreed.suite.protocol, Failure::PublicValue);
+            (ChildPhase::Agreeing(..), _) => {
+                self.unwanted(common, core, now, &new, Failure::PublicValue);
             }
             _ => {
                 let method = new.method.unwrap_or(KeMethod::NONE);
@@ -223,14 +223,13 @@ impl Established {
             return;
         };
         let outcome = proposed.answered(config, payloads);
-        let protocol = config.proposals.first().map_or(ProtocolId::ESP, |proposal| proposal.protocol);
         let legal = legality::check(EXCHANGE, true, Phase::Later, payloads.0).is_ok();
         let (agreed, nr) = match (outcome, payloads.nonce()) {
             (Ok(agreed), Some(nr)) if legal => (agreed, nr.to_vec()),
-            (Err(failure), _) => return self.unwanted(common, core, now, &new, protocol, failure),
+            (Err(failure), _) => return self.unwanted(common, core, now, &new, failure),
             (Ok(_), _) => {
                 let failure = Failure::Protocol(EXCHANGE, "has not the payloads it needs");
-                return self.unwanted(common, core, now, &new, protocol, failure);
+                return self.unwanted(common, core, now, &new, failure);
             }
         };
         if agreed.suite.ke == KeMethod::NONE {
@@ -240,7 +239,7 @@ impl Established {
         let link = link(payloads);
         let complete = agreed.suite.additional.is_empty() || link.is_some();
         let (Some(ke), Some(own), true) = (ke, new.own.take(), complete) else {
-            return self.unwanted(common, core, now, &new, protocol, Failure::BadChoice);
+            return self.unwanted(common, core, now, &new, Failure::BadChoice);
         };
         let job = core.compute(common.id, Job::Agree { own, public: ke.data.clone() });
         new.phase = ChildPhase::Agreeing(job, Box::new(agreed), nr, link);
@@ -290,22 +289,25 @@ impl Established {
     }
 
     /// The peer has made what this side does not take: it is told to delete it.
-    fn unwanted(
+    fn unwanted(&mut self, common: &Common, core: &mut Core, now: Now, new: &NewChild, failure: Failure) {
+        if let Some(proposed) = &new.proposed {
+            self.delete_unwanted(common, core, now, proposed);
+        }
+        self.child_failed(common, core, new.index, failure);
+        new.abandon(core);
+    }
+
+    /// Tells the peer to delete what it has made of a proposal.
+    pub(super) fn delete_unwanted(
         &mut self,
         common: &Common,
         core: &mut Core,
         now: Now,
-        new: &NewChild,
-        protocol: ProtocolId,
-        failure: Failure,
+        proposed: &Proposed,
     ) {
-        if let Some(proposed) = &new.proposed {
-            let payloads = [Payload::Delete { protocol, spis: vec![proposed.spi_in] }];
-            self.request(common, core, now, ExchangeType::INFORMATIONAL, &payloads);
-            self.ours = Some(Ours::DeleteChildren(Vec::new()));
-        }
-        self.child_failed(common, core, new.index, failure);
-        new.abandon(core);
+        let payloads = [Payload::Delete { protocol: proposed.protocol(), spis: vec![proposed.spi_in] }];
+        self.request(common, core, now, ExchangeType::INFORMATIONAL, &payloads);
+        self.ours = Some(Ours::DeleteChildren(Vec::new()));
     }
 
     /// Both sides have it.

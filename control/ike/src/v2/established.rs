@@ -240,13 +240,15 @@ impl Established {
         }
     }
 
-    /// The first child's answer came with IKE_AUTH.
+    /// The first child's answer came with IKE_AUTH. `made`: the peer has made it.
+    #[expect(clippy::too_many_arguments, reason = "all that was agreed, or was not")]
     pub(super) fn first_child(
         &mut self,
         common: &mut Common,
         core: &mut Core,
         now: Now,
         proposed: &Proposed,
+        made: bool,
         outcome: Result<Agreed, Failure>,
         (ni, nr): (&[u8], &[u8]),
     ) {
@@ -258,6 +260,9 @@ impl Established {
                 self.children.extend(child);
             }
             Err(failure) => {
+                if made {
+                    self.delete_unwanted(common, core, now, proposed);
+                }
                 core.host.release_spi(proposed.spi_in);
                 self.child_failed(common, core, proposed.index, failure);
             }

@@ -293,6 +293,65 @@ fn ike_1_the_peer_restarts() {
     world.no_leak(1).unwrap();
 }
 
+/// The gateway has no addresses to give, and makes a child without: the client does not take it, and says so.
+#[test]
+fn ike_1_no_address_assigned() {
+    let auth = (LocalAuth::Psk(psk("a secret")), RemoteAuth::Psk(psk("a secret")));
+    let (client, mut server, _) = crate::sites::road_warrior(auth, RemoteAuth::Psk(psk("a secret")));
+    server.pools.clear();
+    let mut world = world(1, |_, _| ());
+    world.configure(0, vec![std::sync::Arc::new(client)], &[]);
+    world.configure(1, vec![std::sync::Arc::new(server)], &[]);
+    attempt(&mut world);
+    failed(&world, 0, |failure| matches!(failure, Failure::NoAddress | Failure::Notified(_)));
+    world.agree(0, 1).unwrap();
+    for node in 0..2 {
+        assert!(world.nodes[node].children.is_empty());
+        world.no_leak(node).unwrap();
+    }
+}
+
+/// RFC 7296 section 2.6, RFC 8019: a flood of first messages from random addresses leaves nothing behind, takes no more
+/// memory than half-open IKE SAs are allowed without a cookie, and does not keep a real peer out.
+#[test]
+fn ike_1_a_flood_of_first_messages() {
+    let recorded: Rc<RefCell<Option<Datagram>>> = Rc::default();
+    let mut world = world(1, |_, b| b.remote = None);
+    let tape = Rc::clone(&recorded);
+    world.tap = Some(Box::new(move |_, _, datagram| {
+        tape.borrow_mut().get_or_insert_with(|| datagram.clone());
+        Some(datagram)
+    }));
+    let target = postern_ike::endpoint::Target::Connection(CONNECTION.to_owned());
+    world.initiate(0, CONNECTION);
+    assert!(world.run_until(Duration::from_secs(5), is_up));
+    world.with(0, |endpoint, now| endpoint.terminate(now, &target)).unwrap();
+    world.run(Duration::from_secs(5));
+    clean(&world);
+    world.tap = None;
+    let first = recorded.borrow().clone().unwrap();
+    for round in 0..20_u64 {
+        for _ in 0..1_000 {
+            let mut bytes = first.bytes.clone();
+            bytes[..8].copy_from_slice(&world.random.next().to_be_bytes());
+            let source = std::net::Ipv4Addr::from_bits(
+                0x0a00_0000 | u32::try_from(world.random.below(1 << 24)).unwrap(),
+            );
+            world.inject(Datagram { from: (source, 500).into(), bytes, ..first.clone() });
+        }
+        world.run(Duration::from_millis(50));
+        assert!(world.nodes[1].endpoint.len() <= 260, "{}", world.nodes[1].endpoint.len());
+        if round == 10 {
+            world.initiate(0, CONNECTION);
+        }
+    }
+    assert!(world.run_until(Duration::from_secs(2), is_up), "{:?}", world.failures(0));
+    world.run(Duration::from_mins(1));
+    assert_eq!(world.nodes[1].endpoint.len(), 1);
+    assert!(world.ignored(1, Ignored::CookieDemanded) > 19_000);
+    world.no_leak(1).unwrap();
+}
+
 /// IKE-3: EAP with a wrong password or an unknown user.
 #[test]
 fn ike_3_eap_refused() {
