@@ -1,5 +1,5 @@
 //! This machine's addresses: followed by netlink (MOB-3, RFC 4555), and the virtual ones that a gateway assigned (RFC 7296
-//! section 2.19) set and taken away.
+//! section 2.19) set and taken away, with the routes that lead what is behind the gateway into its tunnel.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -7,17 +7,22 @@ use std::net::IpAddr;
 use std::thread::Builder;
 use std::time::Duration;
 
+use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 use nix::ifaddrs::getifaddrs;
 use nix::libc;
 use nix::net::if_::{InterfaceFlags, if_nametoindex};
-use postern_ike::output::SaId;
+use postern_ike::message::TrafficSelector;
+use postern_ike::output::{ChildId, ChildSa, SaId};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -107,12 +112,16 @@ pub fn usable() -> io::Result<Vec<IpAddr>> {
 pub struct VirtualAddresses {
     interface: String,
     held: HashMap<SaId, Vec<IpAddr>>,
+    routes: HashMap<ChildId, Vec<Route>>,
 }
+
+/// A network, and the virtual address that packets to it leave from.
+type Route = (IpNet, IpAddr);
 
 impl VirtualAddresses {
     /// On the interface of this name.
     pub fn new(interface: String) -> Self {
-        Self { interface, held: HashMap::new() }
+        Self { interface, held: HashMap::new(), routes: HashMap::new() }
     }
 
     /// Whether an address is a virtual one, which no peer can reach.
@@ -151,8 +160,50 @@ impl VirtualAddresses {
         }
     }
 
+    /// Routes what is behind the peer into the interface, for a child whose own side is a virtual address. On loopback
+    /// there is nothing to route into. A network that holds the peer's own address would swallow the tunnel itself:
+    /// such a route is left to the operator, who may have more than one routing table.
+    pub fn route(&mut self, child: &ChildSa) {
+        if self.interface == "lo" {
+            return;
+        }
+        let own = child.local_ts.iter().filter(|selector| selector.start == selector.end);
+        let own: Vec<IpAddr> = own.map(|selector| selector.start).filter(|own| self.contains(*own)).collect();
+        let mut routes = Vec::new();
+        for net in child.remote_ts.iter().flat_map(networks) {
+            let Some(source) = own.iter().find(|own| own.is_ipv4() == net.addr().is_ipv4()) else { continue };
+            if net.contains(&child.remote) {
+                tracing::warn!("{net} holds the peer's address {}: set the route yourself", child.remote);
+                continue;
+            }
+            let route = (net, *source);
+            if !self.routes.values().flatten().any(|other| *other == route)
+                && let Err(error) = change_route(&self.interface, route, true)
+            {
+                tracing::warn!("{net} cannot be routed into {}: {error}", self.interface);
+            }
+            routes.push(route);
+        }
+        if !routes.is_empty() {
+            self.routes.insert(child.id, routes);
+        }
+    }
+
+    /// Takes away the routes of a child that no other one has.
+    pub fn unroute(&mut self, child: ChildId) {
+        for route in self.routes.remove(&child).unwrap_or_default() {
+            if !self.routes.values().flatten().any(|other| *other == route) {
+                // Those of an address that is gone are gone already.
+                let _ = change_route(&self.interface, route, false);
+            }
+        }
+    }
+
     /// Takes all away.
     pub fn clear(&mut self) {
+        for child in self.routes.keys().copied().collect::<Vec<_>>() {
+            self.unroute(child);
+        }
         for sa in self.held.keys().copied().collect::<Vec<_>>() {
             self.remove(sa);
         }
@@ -182,6 +233,41 @@ fn change(interface: &str, address: IpAddr, add: bool) -> io::Result<()> {
     match request(payload, flags) {
         Err(error) if !add && error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
         result => result,
+    }
+}
+
+/// The networks that a selector's addresses are made of.
+fn networks(selector: &TrafficSelector) -> Vec<IpNet> {
+    match (selector.start, selector.end) {
+        (IpAddr::V4(start), IpAddr::V4(end)) => Ipv4Subnets::new(start, end, 0).map(IpNet::V4).collect(),
+        (IpAddr::V6(start), IpAddr::V6(end)) => Ipv6Subnets::new(start, end, 0).map(IpNet::V6).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Sets a route into an interface, or removes it.
+fn change_route(interface: &str, (net, source): Route, add: bool) -> io::Result<()> {
+    let mut message = RouteMessage::default();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Link;
+    message.header.kind = RouteType::Unicast;
+    message.header.destination_prefix_length = net.prefix_len();
+    let address = |address: IpAddr| match address {
+        IpAddr::V4(v4) => RouteAddress::Inet(v4),
+        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
+    };
+    message.header.address_family = match net {
+        IpNet::V4(_) => AddressFamily::Inet,
+        IpNet::V6(_) => AddressFamily::Inet6,
+    };
+    message.attributes.push(RouteAttribute::Destination(address(net.network())));
+    message.attributes.push(RouteAttribute::Oif(if_nametoindex(interface)?));
+    message.attributes.push(RouteAttribute::PrefSource(address(source)));
+    if add {
+        request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+    } else {
+        request(RouteNetlinkMessage::DelRoute(message), 0)
     }
 }
 

@@ -384,6 +384,7 @@ impl Driver {
                 if let Some(keylog) = &self.keylog {
                     keylog.child(&child);
                 }
+                self.addresses.route(&child);
                 let settings = self.settings.get(&child.connection.name);
                 let settings = settings.and_then(|children| children.get(child.child)).cloned();
                 let result = match settings {
@@ -396,6 +397,7 @@ impl Driver {
                         true
                     }
                     (result, _) => {
+                        self.addresses.unroute(id);
                         self.endpoint.installed(now_is(), id, result);
                         false
                     }
@@ -407,6 +409,7 @@ impl Driver {
             }
             Effect::Retire(child) => {
                 self.renewing.remove(&child);
+                self.addresses.unroute(child);
                 self.datapath.retire(child);
             }
             Effect::Configure(configuration) => {
@@ -476,6 +479,9 @@ impl Driver {
         let now = now_is();
         match told {
             Told::Installed(child, result) => {
+                if result.is_err() {
+                    self.addresses.unroute(child);
+                }
                 self.endpoint.installed(now, child, result);
                 if let Some(sa) = self.installing.remove(&child) {
                     self.resume(sa);
