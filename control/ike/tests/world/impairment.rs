@@ -1,5 +1,7 @@
 //! Bad networks: an IKE SA is established on both sides, or not, but never on one only.
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,10 +10,10 @@ use postern_ike::endpoint::{Endpoint, Target};
 use postern_ike::negotiate::keyword;
 use postern_ike::report::{CloseReason, Report};
 
-use crate::sim::{Link, Seeded, World};
+use crate::sim::{Datagram, Link, Seeded, World};
 use crate::sites::{CONNECTION, is_up, psk, road_warrior, settings, sites, users, world, world_with};
 
-/// Runs `test` with the seeds of one share of them; SEEDS in the environment replaces them by one.
+/// Runs `test` with one share of the seeds; of those only with SEED, if that is in the environment.
 fn seeds(share: u64, of: u64, count: u64, test: impl Fn(u64) -> Result<(), String>) {
     let one = std::env::var("SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
     for seed in (0..count).filter(|seed| seed % of == share) {
@@ -237,4 +239,69 @@ fn never_half_otherwise(seed: u64) -> Result<(), String> {
 #[test]
 fn ike_1_never_half_otherwise() {
     seeds(0, 1, 1_000, never_half_otherwise);
+}
+
+/// Bytes overwritten, put in, taken out, and the header's length made right again.
+fn mangled(random: &mut Seeded, bytes: &[u8]) -> Vec<u8> {
+    let mut bytes = bytes.to_vec();
+    for _ in 0..=random.below(4) {
+        let at = usize::try_from(random.below(u64::try_from(bytes.len()).unwrap())).unwrap();
+        let value = u8::try_from(random.below(256)).unwrap();
+        match random.below(3) {
+            0 => bytes[at] = value,
+            1 => bytes.insert(at, value),
+            _ if bytes.len() > 1 => drop(bytes.remove(at)),
+            _ => {}
+        }
+    }
+    let length = u32::try_from(bytes.len()).unwrap().to_be_bytes();
+    if let Some(place) = bytes.get_mut(24..28) {
+        place.copy_from_slice(&length);
+    }
+    bytes
+}
+
+/// IKE-1: somebody on the way adds mangled copies of everything, in time to be taken for the real thing. Nobody panics,
+/// nothing is half, and what is protected comes up all the same.
+#[test]
+fn ike_1_mangled_copies() {
+    seeds(0, 1, 1_000, |seed| {
+        let mut world = world(seed, |a, b| {
+            for connection in [a, b] {
+                connection.proposals = vec![keyword::ike("aes128gcm16-prfsha256-x25519-ecp256").unwrap()];
+            }
+        });
+        world.link.jitter = Duration::from_millis(20);
+        let inbox: Rc<RefCell<Vec<Datagram>>> = Rc::default();
+        let tape = Rc::clone(&inbox);
+        // From the second message on: whoever mangles IKE_SA_INIT can prevent IKE.
+        world.tap = Some(Box::new(move |random, _, datagram| {
+            let first = datagram.bytes[18] == 34 && seed.is_multiple_of(2);
+            for _ in 0..if first { 0 } else { 3 } {
+                let bytes = mangled(random, &datagram.bytes);
+                tape.borrow_mut().push(Datagram { bytes, ..datagram.clone() });
+            }
+            Some(datagram)
+        }));
+        world.initiate(0, CONNECTION);
+        for step in 0..600 {
+            if step % 50 == 49 {
+                let target = Target::Children(CONNECTION.to_owned(), "net".to_owned());
+                drop(world.with(step % 2, |endpoint, now| endpoint.rekey(now, &target)));
+            }
+            world.run(Duration::from_millis(10));
+            let copies = std::mem::take(&mut *inbox.borrow_mut());
+            for datagram in copies {
+                world.inject(datagram);
+            }
+        }
+        world.tap = None;
+        world.run(LONG);
+        world.agree(0, 1)?;
+        let up = is_up(&world);
+        if seed.is_multiple_of(2) && !up {
+            return Err(format!("not up: {:?} {:?}", world.failures(0), world.failures(1)));
+        }
+        (0..2).try_for_each(|node| world.no_leak(node))
+    });
 }

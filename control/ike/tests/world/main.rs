@@ -1,7 +1,8 @@
 //! Endpoints in a simulated world (DESIGN decision 10): seeded loss, reordering, duplication and corruption, jobs and
 //! installations that take their time, NATs, moves; all in virtual time, and the same for the same seed.
 //!
-//! A failing test names its seed; with `TRACE=1` and that seed alone, everything that happened is printed.
+//! A failing test names its seed; with `SEED=` that one and `TRACE=1` in the environment and `--nocapture`, everything that
+//! happened is printed.
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
