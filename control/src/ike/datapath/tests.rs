@@ -9,8 +9,10 @@ use postern_ike::message::registry::{EncrId, IntegId, ProtocolId};
 use postern_wire::ids::Protocol;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
+use super::leftovers::LEFTOVER;
 use super::*;
 use crate::config::{NoKeyFiles, parse};
+use crate::datapath::reconcile::Installed;
 
 const FILE: &str = r#"
 [[connection]]
