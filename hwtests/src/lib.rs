@@ -10,6 +10,7 @@ pub mod capture;
 pub mod config;
 pub mod flood;
 pub mod impair;
+pub mod load;
 pub mod netns;
 pub mod node;
 pub mod oracle;
