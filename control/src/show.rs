@@ -1,5 +1,7 @@
 //! The answers of the management protocol as text for people.
 
+mod ike;
+
 use core::fmt::Write;
 use std::collections::BTreeMap;
 
@@ -8,6 +10,8 @@ use crate::admin::{
 };
 use crate::table::{Table, bytes, count, duration};
 use postern_contract::request::{Latency, SteerStatus};
+
+pub use ike::event;
 
 /// Any answer.
 pub fn answer(answer: &Answer) -> String {
@@ -20,6 +24,10 @@ pub fn answer(answer: &Answer) -> String {
         Answer::Latency(report) => latency(report),
         Answer::Reload(report) => reload(report),
         Answer::Stopping => "postern-control is stopping\n".to_owned(),
+        Answer::Connections(rows) => ike::connections(rows),
+        Answer::Explanation(facts) => ike::explanation(facts),
+        Answer::Outcome(outcome) => ike::outcome(outcome),
+        Answer::Log => String::new(),
     }
 }
 
@@ -29,7 +37,7 @@ fn join(parts: impl IntoIterator<Item = String>) -> String {
 }
 
 fn status(report: &StatusReport) -> String {
-    let StatusReport { control, datapath, tunnels, events, problems } = report;
+    let StatusReport { control, datapath, tunnels, ike, events, problems } = report;
     let mut head = format!(
         "control   up {}, pid {}, version {}, configuration {}\n",
         duration(control.uptime_seconds),
@@ -38,6 +46,9 @@ fn status(report: &StatusReport) -> String {
         control.config
     );
     head.push_str(&datapath_line(datapath));
+    if let Some(ike) = ike {
+        head.push_str(&ike::glance(ike));
+    }
 
     let mut table = Table::new(&[
         "TUNNEL",

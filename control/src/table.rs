@@ -93,6 +93,23 @@ pub fn duration(seconds: u64) -> String {
     }
 }
 
+/// Milliseconds since 1970 as `2026-11-21 13:29:05.123Z`.
+pub fn timestamp(unix_ms: u64) -> String {
+    let (seconds, millis) = (unix_ms / 1000, unix_ms % 1000);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years that begin in March have their leap day at the end; an era is 400 of them, 146097 days.
+    let from_march = days + 719_468;
+    let (era, day) = (from_march / 146_097, from_march % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let march_month = (5 * day + 2) / 153;
+    let day = day - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    let year = era * 400 + year + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+}
+
 fn scaled(number: u64, base: u64, units: &[&str]) -> String {
     let mut whole = u128::from(number);
     let mut hundredths = whole * 100;
@@ -124,6 +141,21 @@ mod tests {
         table.row(["ä".into(), "7".into(), "x".into()]);
         table.row(["longer".into(), "12345678".into()]);
         assert_eq!(table.to_string(), "NAME       COUNT  END\nä              7  x\nlonger  12345678\n");
+    }
+
+    /// Against `date -u -d @…`.
+    #[test]
+    fn times_of_day() {
+        for (seconds, shown) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_799, "2000-02-29 23:59:59"),
+            (1_709_251_199, "2024-02-29 23:59:59"),
+            (1_735_689_599, "2024-12-31 23:59:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(timestamp(seconds * 1000 + 7), format!("{shown}.007Z"));
+        }
     }
 
     #[test]

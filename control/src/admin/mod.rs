@@ -1,11 +1,12 @@
 //! The management protocol: one JSON [`Request`] a line, one JSON [`Response`] a line, on a Unix stream socket that only
 //! root and the daemon's own user may use (OPS-4).
 //!
-//! Numbers are plain, SPIs are `0x…` texts, absent values are left out. [`call`] is the client's side; the daemon's is
+//! Before the response to a request that takes time, [`Response::Event`]s tell what happens meanwhile. Numbers are plain, SPIs are `0x…` texts, absent values are left out. [`call`] is the client's side; the daemon's is
 //! [`server`], and [`report`] makes the answers.
 
 pub mod report;
 pub mod server;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -17,12 +18,16 @@ use postern_contract::request::{Latency, SteerStatus, WorkerStatus};
 use serde::{Deserialize, Serialize};
 
 use crate::config::Diagnostic;
+use crate::ike::api::{Begun, ConnectionRow, Explanation, IkeEvent, Target};
 
 /// Longest line of a request in bytes.
 pub const REQUEST_LIMIT: u64 = 64 << 10;
 
 /// How long a call waits for its answer. The daemon itself waits up to 30 s for the datapath.
 const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Longest line of an answer in bytes.
+const ANSWER_LIMIT: u64 = 1 << 30;
 
 /// What the daemon is asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +49,56 @@ pub enum Request {
     Drops,
     /// The latency histogram; answered by [`Answer::Latency`].
     Latency,
+    /// IKE connections and their SAs; answered by [`Answer::Connections`].
+    Connections {
+        /// Only this one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
+    },
+    /// Why a connection is up or not; answered by [`Answer::Explanation`].
+    Explain {
+        /// The connection.
+        name: String,
+    },
+    /// Establish a connection or one of its children; answered by [`Answer::Outcome`].
+    Up {
+        /// The connection.
+        connection: String,
+        /// The child.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        child: Option<String>,
+        /// Wait so long for the end; absent: not at all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait_seconds: Option<u32>,
+    },
+    /// Delete a connection's SAs; answered by [`Answer::Outcome`].
+    Down {
+        /// What.
+        target: Target,
+        /// Wait so long for the end; absent: not at all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait_seconds: Option<u32>,
+    },
+    /// Replace a connection's keys now; answered by [`Answer::Outcome`].
+    Rekey {
+        /// What.
+        target: Target,
+        /// Wait so long for the end; absent: not at all.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        wait_seconds: Option<u32>,
+    },
+    /// IKE's events; answered by [`Answer::Log`], with `follow` not before the daemon ends.
+    Log {
+        /// How many of the past.
+        #[serde(default)]
+        backlog: usize,
+        /// Also those to come.
+        #[serde(default)]
+        follow: bool,
+        /// Only those of this connection.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        connection: Option<String>,
+    },
     /// Read the configuration file again; answered by [`Answer::Reload`].
     Reload {
         /// Only say what would change.
@@ -66,6 +121,8 @@ pub enum Response {
     Ok(Answer),
     /// It was not.
     Error(Failure),
+    /// It is still being done: this happened.
+    Event(Box<IkeEvent>),
 }
 
 /// The answer to a request.
@@ -88,6 +145,24 @@ pub enum Answer {
     Reload(ReloadReport),
     /// To [`Request::Shutdown`].
     Stopping,
+    /// To [`Request::Connections`].
+    Connections(Vec<ConnectionRow>),
+    /// To [`Request::Explain`].
+    Explanation(Box<Explanation>),
+    /// To [`Request::Up`], [`Request::Down`] and [`Request::Rekey`].
+    Outcome(Outcome),
+    /// To [`Request::Log`]: there are no more.
+    Log,
+}
+
+/// Answer to a command that takes time.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Whether it is done; otherwise nobody waited for it.
+    pub done: bool,
+    /// What was to be done.
+    #[serde(flatten)]
+    pub begun: Begun,
 }
 
 /// Why a request was not carried out.
@@ -115,6 +190,10 @@ pub enum FailureKind {
     DatapathDown,
     /// What was named is not there.
     NotFound,
+    /// The peer and this side did not come to an agreement.
+    Negotiation,
+    /// It takes longer than was to be waited.
+    Timeout,
     /// Something else.
     Internal,
 }
@@ -158,8 +237,11 @@ pub struct StatusReport {
     pub control: ControlReport,
     /// The datapath.
     pub datapath: DatapathReport,
-    /// Every configured tunnel, installed or not.
+    /// Every configured tunnel and every child of a connection, installed or not.
     pub tunnels: Vec<TunnelRow>,
+    /// IKE, if it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ike: Option<IkeReport>,
     /// Events since the daemon's start, by kind.
     pub events: BTreeMap<String, u64>,
     /// What is wrong, in words.
@@ -213,6 +295,19 @@ pub struct DatapathReport {
     pub workers: Vec<WorkerStatus>,
     /// Verdicts of the XDP programs.
     pub steer: Vec<SteerStatus>,
+}
+
+/// IKE at a glance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IkeReport {
+    /// Configured connections by state.
+    pub connections: BTreeMap<String, u64>,
+    /// IKE SAs.
+    pub ike_sas: u64,
+    /// CHILD_SAs.
+    pub child_sas: u64,
+    /// Counters of messages, handshakes and failures that are not 0.
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// One tunnel.
@@ -444,18 +539,44 @@ pub enum CallError {
 
 /// Asks the daemon that listens at `path`.
 pub fn call(path: &Path, request: &Request) -> Result<Answer, CallError> {
+    converse(path, request, |_| {})
+}
+
+/// As [`call`], and `told` gets what happens until the answer comes.
+pub fn converse(
+    path: &Path,
+    request: &Request,
+    mut told: impl FnMut(&IkeEvent),
+) -> Result<Answer, CallError> {
     let unreachable = |error| CallError::Unreachable { path: path.display().to_string(), error };
     let mut stream = UnixStream::connect(path).map_err(unreachable)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(unreachable)?;
+    stream.set_read_timeout(patience(request)).map_err(unreachable)?;
     let mut line = serde_json::to_vec(request).map_err(|error| CallError::Garbled(error.to_string()))?;
     line.push(b'\n');
     stream.write_all(&line).map_err(unreachable)?;
-    let mut answer = String::new();
-    // Bounded, so that whoever listens there cannot fill this process' memory.
-    BufReader::new(stream.take(1 << 30)).read_line(&mut answer).map_err(unreachable)?;
-    match serde_json::from_str(&answer) {
-        Ok(Response::Ok(answer)) => Ok(answer),
-        Ok(Response::Error(failure)) => Err(failure.into()),
-        Err(error) => Err(CallError::Garbled(error.to_string())),
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut answer = String::new();
+        // Bounded, so that whoever listens there cannot fill this process' memory.
+        reader.by_ref().take(ANSWER_LIMIT).read_line(&mut answer).map_err(unreachable)?;
+        match serde_json::from_str(&answer) {
+            Ok(Response::Ok(answer)) => return Ok(answer),
+            Ok(Response::Error(failure)) => return Err(failure.into()),
+            Ok(Response::Event(event)) => told(&event),
+            Err(error) => return Err(CallError::Garbled(error.to_string())),
+        }
+    }
+}
+
+/// How long to wait for a line; `None`: for ever.
+fn patience(request: &Request) -> Option<Duration> {
+    match request {
+        Request::Log { follow: true, .. } => None,
+        Request::Up { wait_seconds, .. }
+        | Request::Down { wait_seconds, .. }
+        | Request::Rekey { wait_seconds, .. } => {
+            Some(PATIENCE + Duration::from_secs(u64::from(wait_seconds.unwrap_or_default())))
+        }
+        _ => Some(PATIENCE),
     }
 }

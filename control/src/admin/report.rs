@@ -13,11 +13,12 @@ use postern_contract::sa::{
 use postern_wire::ids::{Protocol, Spi};
 
 use super::{
-    ControlReport, DatapathReport, DropRow, DropsReport, PolicyRow, PortDrops, RelayRow, SaDrops, SaRow,
-    Side, State, StatusReport, TunnelRow,
+    ControlReport, DatapathReport, DropRow, DropsReport, IkeReport, PolicyRow, PortDrops, RelayRow, SaDrops,
+    SaRow, Side, State, StatusReport, TunnelRow,
 };
 use crate::datapath::supervisor::View;
 use crate::desired::SaOutline;
+use crate::ike::api::ConnectionRow;
 
 /// The answer to `status`.
 pub fn status(view: &View, control: ControlReport) -> StatusReport {
@@ -29,8 +30,25 @@ pub fn status(view: &View, control: ControlReport) -> StatusReport {
         control,
         datapath: datapath(view),
         tunnels,
+        ike: None,
         events: view.events.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
         problems,
+    }
+}
+
+/// IKE at a glance.
+pub fn ike(rows: &[ConnectionRow], counters: Vec<(String, u64)>) -> IkeReport {
+    let mut connections = BTreeMap::new();
+    for row in rows.iter().filter(|row| !row.name.is_empty()) {
+        *connections.entry(row.state.word().to_owned()).or_default() += 1;
+    }
+    let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+    let sas = || rows.iter().flat_map(|row| &row.sas);
+    IkeReport {
+        connections,
+        ike_sas: count(sas().count()),
+        child_sas: sas().map(|sa| count(sa.children.len())).sum(),
+        counters: counters.into_iter().filter(|(_, count)| *count > 0).collect(),
     }
 }
 

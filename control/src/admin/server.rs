@@ -11,23 +11,28 @@ use std::time::{Duration, Instant};
 use postern_contract::transport::remove_stale;
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tracing::{info, warn};
 
+use super::watch::Order;
 use super::{
-    Answer, ControlReport, Failure, FailureKind, REQUEST_LIMIT, ReloadReport, Request, Response, report,
+    Answer, ControlReport, Failure, FailureKind, IkeReport, REQUEST_LIMIT, ReloadReport, Request, Response,
+    report,
 };
 use crate::config::ike::Ike;
 use crate::config::{self, Config, ControlSettings};
 use crate::datapath::supervisor::{Command, View};
 use crate::desired::Desired;
-use crate::ike::api::IkeCommand;
+use crate::ike::api::{ConnectionState, IkeCommand};
 use postern_contract::settings::DatapathSettings;
 
 /// Connections that are served at a time; more wait.
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 32;
+
+/// Of these, those that wait for IKE's events; more are turned away.
+pub const WATCHERS: usize = 16;
 
 /// How long a connection may say nothing.
 const IDLE: Duration = Duration::from_mins(1);
@@ -73,6 +78,8 @@ pub struct Daemon {
     pub commands: mpsc::Sender<Command>,
     /// Orders to IKE.
     pub ike: mpsc::Sender<IkeCommand>,
+    /// A slot for each connection that waits for IKE's events.
+    pub watchers: Semaphore,
     /// When the daemon began.
     pub started: Instant,
     /// The settings that only a start can change, as they are in force.
@@ -123,7 +130,10 @@ async fn converse(stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
         }
         let whole = line.ends_with(b"\n") || u64::try_from(line.len()).is_ok_and(|len| len < REQUEST_LIMIT);
         let outcome = match serde_json::from_slice::<Request>(&line) {
-            Ok(request) if whole => daemon.answer(request).await,
+            Ok(request) if whole => match daemon.attend(request, &mut reader, &mut writer).await? {
+                Some(outcome) => outcome,
+                None => return Ok(()),
+            },
             Ok(_) => Err(failure(FailureKind::Request, "the request is too long")),
             Err(error) => Err(failure(FailureKind::Request, format!("not a request: {error}"))),
         };
@@ -131,22 +141,50 @@ async fn converse(stream: UnixStream, daemon: &Daemon) -> io::Result<()> {
             Ok(answer) => Response::Ok(answer),
             Err(failure) => Response::Error(failure),
         };
-        let mut bytes = serde_json::to_vec(&response).map_err(io::Error::other)?;
-        bytes.push(b'\n');
-        writer.write_all(&bytes).await?;
+        send(&mut writer, &response).await?;
         if !whole {
             return Ok(());
         }
     }
 }
 
+/// Writes one line.
+pub(super) async fn send(writer: &mut (impl AsyncWrite + Unpin), response: &Response) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec(response).map_err(io::Error::other)?;
+    bytes.push(b'\n');
+    writer.write_all(&bytes).await
+}
+
 impl Daemon {
-    /// Carries out one request.
-    pub async fn answer(&self, request: Request) -> Result<Answer, Failure> {
+    /// Carries out one request, telling meanwhile what happens. `Ok(None)`: the one who asked is gone.
+    async fn attend(
+        &self,
+        request: Request,
+        reader: &mut (impl AsyncBufRead + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> io::Result<Option<Result<Answer, Failure>>> {
+        let (order, wait) = match request {
+            Request::Up { connection, child, wait_seconds } => {
+                (Order::Up { connection, child }, wait_seconds)
+            }
+            Request::Down { target, wait_seconds } => (Order::Down(target), wait_seconds),
+            Request::Rekey { target, wait_seconds } => (Order::Rekey(target), wait_seconds),
+            Request::Log { backlog, follow, connection } => {
+                return self.log(backlog, follow, connection.as_deref(), reader, writer).await;
+            }
+            request => return Ok(Some(self.answer(request).await)),
+        };
+        let wait = wait.map(|seconds| Duration::from_secs(u64::from(seconds)));
+        self.carry_out(&order, wait, reader, writer).await
+    }
+
+    /// Carries out a request that is answered at once.
+    async fn answer(&self, request: Request) -> Result<Answer, Failure> {
         match request {
             Request::Status => {
                 let view = self.look().await?;
                 let mut status = report::status(&view, self.about());
+                status.ike = self.ike_report(&mut status.problems).await;
                 let warnings = self.warnings.lock().await;
                 status.problems.extend(warnings.iter().map(ToString::to_string));
                 Ok(Answer::Status(Box::new(status)))
@@ -174,6 +212,18 @@ impl Daemon {
             Request::Latency => {
                 let latency = self.ask(Command::Latency).await?;
                 latency.map(Answer::Latency).map_err(|problem| failure(FailureKind::DatapathDown, problem))
+            }
+            Request::Connections { name } => {
+                let rows = self.ask_ike(|reply| IkeCommand::List { connection: name, reply }).await?;
+                rows.map(Answer::Connections)
+            }
+            Request::Explain { name } => {
+                let facts = self.ask_ike(|reply| IkeCommand::Explain { connection: name, reply }).await?;
+                facts.map(|facts| Answer::Explanation(Box::new(facts)))
+            }
+            // These take time, so `attend` has them.
+            Request::Up { .. } | Request::Down { .. } | Request::Rekey { .. } | Request::Log { .. } => {
+                Err(failure(FailureKind::Request, "has to be asked on a connection of its own"))
             }
             Request::Reload { dry_run } => self.reload(dry_run).await.map(Answer::Reload),
             Request::Shutdown { datapath } => {
@@ -253,7 +303,23 @@ impl Daemon {
         answer.await.map_err(|_| ended())
     }
 
-    async fn ask_ike<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> IkeCommand) -> Result<T, Failure> {
+    /// IKE at a glance; connections that failed are problems.
+    async fn ike_report(&self, problems: &mut Vec<String>) -> Option<IkeReport> {
+        let rows = self.ask_ike(|reply| IkeCommand::List { connection: None, reply }).await.ok()?.ok()?;
+        let counters = self.ask_ike(IkeCommand::Counters).await.ok()?;
+        for row in rows.iter().filter(|row| row.state == ConnectionState::Failed) {
+            problems.push(format!(
+                "connection {} should be up and is not; see `postern explain {}`",
+                row.name, row.name
+            ));
+        }
+        Some(report::ike(&rows, counters))
+    }
+
+    pub(super) async fn ask_ike<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> IkeCommand,
+    ) -> Result<T, Failure> {
         let (reply, answer) = oneshot::channel();
         let ended = || failure(FailureKind::Internal, "IKE is stopping");
         self.ike.send(command(reply)).await.map_err(|_| ended())?;
@@ -270,6 +336,6 @@ impl Daemon {
     }
 }
 
-fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
+pub(super) fn failure(kind: FailureKind, message: impl Into<String>) -> Failure {
     Failure { kind, message: message.into(), findings: Vec::new() }
 }

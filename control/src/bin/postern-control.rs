@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use postern_control::admin::server::{Daemon, Socket, serve};
+use postern_control::admin::server::{Daemon, Socket, WATCHERS, serve};
 use postern_control::config::{self, Config};
 use postern_control::datapath::launch::{self, DETACH, Launch};
 use postern_control::datapath::supervisor::{Command, Negotiator, Options, Supervisor};
@@ -17,7 +17,7 @@ use postern_control::ike::{self, driver};
 use postern_control::state::Generations;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tracing::{error, info, warn};
 
 /// Postern's control daemon: reads the configuration, keeps the datapath in step with it, answers `postern`.
@@ -162,6 +162,7 @@ async fn run(arguments: &Arguments, mut config: Config) -> Result<(), (u8, Strin
         config: arguments.config.clone(),
         commands: commands.clone(),
         ike: ike_commands,
+        watchers: Semaphore::new(WATCHERS),
         started: Instant::now(),
         in_force: (datapath, control),
         warnings,

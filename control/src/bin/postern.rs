@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use postern_control::admin::{Answer, CallError, FailureKind, Request, call};
+use postern_control::admin::{Answer, CallError, FailureKind, Request, call, converse};
 use postern_control::check::{self, Level};
 use postern_control::config::{self, ConfigError};
+use postern_control::ike::api::{IkeEvent, Target};
 use postern_control::show;
 use serde::Serialize;
 
@@ -43,6 +44,53 @@ enum Command {
     Drops,
     /// Time from receive to transmit of sampled packets
     Latency,
+    /// IKE connections: their IKE SAs and CHILD_SAs, with names, peers, suites and ages
+    #[command(visible_alias = "list")]
+    Connections {
+        /// Only this connection
+        name: Option<String>,
+    },
+    /// Why a connection is up or not, in words, and what to do about it
+    Explain {
+        /// The connection
+        name: String,
+    },
+    /// Establish a connection: its children with `start`, else its first one
+    Up {
+        /// The connection
+        name: String,
+        /// Only this child
+        #[arg(long, value_name = "NAME")]
+        child: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Delete a connection's SAs, and do not establish it again by itself
+    Down {
+        #[command(flatten)]
+        target: Which,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Replace the keys of a connection's IKE SAs, or of a child, now
+    Rekey {
+        #[command(flatten)]
+        target: Which,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// What happened in IKE
+    Log {
+        /// Go on with what happens
+        #[arg(long, short)]
+        follow: bool,
+        /// Only this connection
+        #[arg(long, value_name = "NAME")]
+        connection: Option<String>,
+        /// How many events of the past
+        #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 100)]
+        lines: usize,
+    },
     /// Read the configuration file again; what did not change is not touched
     Reload {
         /// Only say what would change
@@ -68,6 +116,42 @@ enum Command {
     Version,
 }
 
+/// Part of a connection.
+#[derive(Debug, clap::Args)]
+struct Which {
+    /// The connection
+    name: String,
+    /// Only this child
+    #[arg(long, value_name = "NAME")]
+    child: Option<String>,
+    /// Only in this IKE SA, by its number in `postern connections`
+    #[arg(long, value_name = "NUMBER")]
+    sa: Option<u64>,
+}
+
+impl From<Which> for Target {
+    fn from(which: Which) -> Self {
+        Self { connection: which.name, child: which.child, sa: which.sa }
+    }
+}
+
+/// Whether to wait for the end.
+#[derive(Debug, clap::Args)]
+struct Wait {
+    /// Wait at most this many seconds until it is done
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    timeout: u32,
+    /// Do not wait
+    #[arg(long, conflicts_with = "timeout")]
+    no_wait: bool,
+}
+
+impl Wait {
+    fn seconds(&self) -> Option<u32> {
+        (!self.no_wait).then_some(self.timeout)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Read a file and say what is wrong with it; needs no running daemon
@@ -85,13 +169,17 @@ Exit codes:
   3  the configuration file has errors
   4  postern-control cannot be reached
   5  the datapath is down
-  6  what was named is not there";
+  6  what was named is not there
+  7  the peer and this side did not agree, or it does not answer; the reason is printed
+  8  not done within the time to wait; it goes on";
 
 const FAILED: u8 = 1;
 const CONFIGURATION: u8 = 3;
 const UNREACHABLE: u8 = 4;
 const DATAPATH_DOWN: u8 = 5;
 const NOT_FOUND: u8 = 6;
+const NEGOTIATION: u8 = 7;
+const TIMEOUT: u8 = 8;
 
 fn main() -> ExitCode {
     let Arguments { socket, json, command } = Arguments::parse();
@@ -102,6 +190,20 @@ fn main() -> ExitCode {
         Command::Relay => ask(&socket, json, &Request::Relay),
         Command::Drops => ask(&socket, json, &Request::Drops),
         Command::Latency => ask(&socket, json, &Request::Latency),
+        Command::Connections { name } => ask(&socket, json, &Request::Connections { name }),
+        Command::Explain { name } => ask(&socket, json, &Request::Explain { name }),
+        Command::Up { name, child, wait } => {
+            ask(&socket, json, &Request::Up { connection: name, child, wait_seconds: wait.seconds() })
+        }
+        Command::Down { target, wait } => {
+            ask(&socket, json, &Request::Down { target: target.into(), wait_seconds: wait.seconds() })
+        }
+        Command::Rekey { target, wait } => {
+            ask(&socket, json, &Request::Rekey { target: target.into(), wait_seconds: wait.seconds() })
+        }
+        Command::Log { follow, connection, lines } => {
+            ask(&socket, json, &Request::Log { backlog: lines, follow, connection })
+        }
         Command::Reload { dry_run } => ask(&socket, json, &Request::Reload { dry_run }),
         Command::Shutdown { datapath } => ask(&socket, json, &Request::Shutdown { datapath }),
         Command::Check { config } => preflight(config.as_deref(), json),
@@ -112,12 +214,27 @@ fn main() -> ExitCode {
 }
 
 fn ask(socket: &Path, json: bool, request: &Request) -> u8 {
-    let answer = match call(socket, request) {
+    // Events are a line each: with --json, a JSON object a line before the answer.
+    let told = |event: &IkeEvent| {
+        let line = match serde_json::to_string(event) {
+            Ok(line) if json => format!("{line}\n"),
+            _ => show::event(event),
+        };
+        if std::io::stdout().write_all(line.as_bytes()).is_err() {
+            // Whoever closed it (`postern log --follow | head`) wants no more.
+            std::process::exit(0);
+        }
+    };
+    let answer = match converse(socket, request, told) {
         Ok(answer) => answer,
         Err(error) => return complain(&error, json),
     };
     if json {
         match &answer {
+            Answer::Connections(rows) => print_json(rows),
+            Answer::Explanation(facts) => print_json(facts),
+            Answer::Outcome(outcome) => print_json(outcome),
+            Answer::Log => {}
             Answer::Status(report) => print_json(report),
             Answer::Sas(rows) => print_json(rows),
             Answer::Policies(rows) => print_json(rows),
@@ -146,6 +263,8 @@ fn complain(error: &CallError, json: bool) -> u8 {
                 FailureKind::Configuration => CONFIGURATION,
                 FailureKind::DatapathDown => DATAPATH_DOWN,
                 FailureKind::NotFound => NOT_FOUND,
+                FailureKind::Negotiation => NEGOTIATION,
+                FailureKind::Timeout => TIMEOUT,
                 FailureKind::Request | FailureKind::Internal => FAILED,
             };
             (code, failure.findings.as_slice())
@@ -194,9 +313,10 @@ fn check_file(file: &Path, json: bool) -> u8 {
                     println!("{warning}");
                 }
                 println!(
-                    "{}: no error; {} tunnels, {} policies, {} relay entries",
+                    "{}: no error; {} tunnels, {} connections, {} policies, {} relay entries",
                     file.display(),
                     config.tunnels.len(),
+                    config.ike.connections.len(),
                     config.policies.len(),
                     config.relays.len()
                 );

@@ -13,7 +13,6 @@ use postern_ike::auth::certificate::{CertificateError, Policy, Trust, TrustError
 use postern_ike::auth::files::{self, FileError};
 use postern_ike::auth::identity::{Identity, IdentityPattern};
 use postern_ike::auth::own::OwnCertificate;
-use postern_ike::auth::signature::SigningKey;
 use postern_ike::config::{LocalAuth, RemoteAuth};
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
