@@ -44,13 +44,13 @@ impl Gateway {
         let mock = Mock::start(&scratch.path("datapath.sock"), u64::from(number));
         let own = address(number);
         let text = format!(
-            "[datapath]\nsocket = {:?}\nstate = {:?}\n[control]\nsocket = {:?}\nstate = {:?}\n\
+            "[datapath]\nsocket = '{}'\nstate = '{}'\n[control]\nsocket = '{}'\nstate = '{}'\n\
              [ike]\naddresses = [\"{own}\"]\nport = {PORT}\n\
              retransmit_first_ms = 200\nretransmit_tries = 3\n{connections}",
-            scratch.path("datapath.sock"),
-            scratch.path("datapath"),
-            scratch.path("control.sock"),
-            scratch.path("control"),
+            scratch.path("datapath.sock").display(),
+            scratch.path("datapath").display(),
+            scratch.path("control.sock").display(),
+            scratch.path("control").display(),
         );
         let path = scratch.path("postern.toml");
         std::fs::write(&path, text).unwrap();

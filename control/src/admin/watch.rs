@@ -126,7 +126,10 @@ impl Daemon {
                 send(writer, &Response::Event(Box::new(event))).await?;
             }
         }
-        while follow {
+        if !follow {
+            return Ok(Some(Ok(Answer::Log)));
+        }
+        loop {
             tokio::select! {
                 event = events.recv() => match event {
                     Some(event) if wanted(&event) => send(writer, &Response::Event(Box::new(event))).await?,
@@ -136,7 +139,6 @@ impl Daemon {
                 () = gone(reader) => return Ok(None),
             }
         }
-        Ok(Some(Ok(Answer::Log)))
     }
 
     async fn events(&self, backlog: usize) -> Result<mpsc::Receiver<IkeEvent>, Failure> {
