@@ -240,3 +240,51 @@ pub fn suite_words(child: &ChildSa) -> String {
     };
     format!("{encryption}{integrity}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn selector(net: &str, protocol: u8, ports: std::ops::RangeInclusive<u16>) -> TrafficSelector {
+        TrafficSelector::new(net.parse().unwrap(), protocol, ports)
+    }
+
+    /// RFC 7296 section 2.9: a packet fits if it fits one selector of each side, so selectors are combined; those that no
+    /// packet fits are left out, and a peer cannot ask for any number of them.
+    #[test]
+    fn ike_1_selectors_are_combined() {
+        const ANY: std::ops::RangeInclusive<u16> = 0..=u16::MAX;
+        let local = [selector("10.1.0.0/24", 0, ANY), selector("fd00:1::/64", 6, ANY)];
+        let remote = [
+            selector("10.2.0.0/24", 6, 80..=80),
+            selector("10.2.1.0/24", 17, ANY),
+            selector("fd00:2::/64", 17, ANY),
+        ];
+        let found = selectors(&local, &remote).unwrap();
+        let shown: Vec<_> = found
+            .iter()
+            .map(|s| (s.remote.start.to_string(), s.protocol.map(|p| p.0), s.remote_ports.clone()))
+            .collect();
+        let expected = [("10.2.0.0".to_owned(), Some(6), 80..=80), ("10.2.1.0".to_owned(), Some(17), ANY)];
+        assert_eq!(shown, expected);
+        assert!(selectors(&local[1..], &remote).is_err(), "TCP on one side, UDP on the other");
+        let opaque = core::ops::RangeInclusive::new(u16::MAX, 0);
+        assert!(selectors(&local, &[selector("10.2.0.0/24", 6, opaque)]).is_err());
+        let many = vec![selector("10.1.0.0/24", 0, ANY); 17];
+        assert!(selectors(&many, &many).unwrap_err().contains("256"));
+    }
+
+    /// The two SAs of a pair name each other, and nothing that is configured has such an id.
+    #[test]
+    fn dp_7_pairs_of_ids() {
+        for random in [0, 1, u64::MAX, 0x1234_5678_9abc_def1] {
+            let pair = PairId::new(random);
+            let both = [Direction::Inbound, Direction::Outbound].map(|direction| pair.sa(direction));
+            assert_ne!(both[0], both[1]);
+            for sa in both {
+                assert_eq!(PairId::of(sa), pair);
+                assert!(crate::desired::is_negotiated(sa.0));
+            }
+        }
+    }
+}
