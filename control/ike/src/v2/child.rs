@@ -333,7 +333,7 @@ pub(super) fn install(
     in_use: bool,
     leases: &[IpAddr],
 ) -> Option<Child> {
-    let Agreed { index, mode, spi_in, spi_out, suite, local_ts, remote_ts } = agreed;
+    let Agreed { index, mode, spi_in, spi_out, suite, mut local_ts, mut remote_ts } = agreed;
     let Keying { derivation, secrets, ni, nr, initiator } = keying;
     let material = derivation.child(&suite, secrets, ni, nr)?;
     let (keys_in, keys_out) = if *initiator {
@@ -371,6 +371,9 @@ pub(super) fn install(
     let rekey_at =
         config.and_then(|child| child.rekey.map(|after| jittered(core, after, child.rekey_jitter)));
     let life_at = config.and_then(|child| child.life).map(|after| now.monotonic + after);
+    // They do not change any more, and there are many of them.
+    local_ts.shrink_to_fit();
+    remote_ts.shrink_to_fit();
     Some(Child {
         id,
         index,

@@ -205,6 +205,8 @@ impl Established {
         let key = (Arc::clone(&self.connection.name), self.remote_id.clone());
         let others = core.peers.entry(key).or_default();
         let older = std::mem::take(others);
+        // As a rule there is no other, and a vector would make room for four.
+        others.reserve_exact(1);
         others.push((common.id, common.initiator, common.spi_i, now.monotonic));
         let replace = match self.connection.unique {
             Unique::Replace => true,
@@ -257,7 +259,7 @@ impl Established {
                 let keying = Keying { derivation: &self.keys, secrets: &[], ni, nr, initiator: true };
                 let child =
                     child::install(common, core, now, &self.connection, agreed, &keying, None, true, &[]);
-                self.children.extend(child);
+                self.add_child(child);
             }
             Err(failure) => {
                 if made {
@@ -281,6 +283,12 @@ impl Established {
         let keying = Keying { derivation: &self.keys, secrets: &[], ni, nr, initiator: false };
         let leases = &self.addresses;
         let child = child::install(common, core, now, &self.connection, agreed, &keying, None, true, leases);
+        self.add_child(child);
+    }
+
+    /// The first child, which mostly stays the only one: no room is made for more.
+    fn add_child(&mut self, child: Option<Child>) {
+        self.children.reserve_exact(usize::from(child.is_some()));
         self.children.extend(child);
     }
 
