@@ -11,10 +11,10 @@ use postern_hwtests::load::udp::{Crowd, Task};
 /// Brings up many IKE SAs with a CHILD_SA each at one gateway and reports handshakes a second, set-up times and the
 /// gateway's CPU time.
 ///
-/// Every client has an identity of its own, client0@load and so on, an address of its own and traffic selectors from that
-/// address to --network. The gateway is gateway.load to them. Run it in a network namespace where nothing else has UDP
-/// ports 500 and 4500 and where the clients' addresses are local: ip route add local RANGE dev lo. Packets for the
-/// CHILD_SAs are not made. The SAs stay up at the gateway when it ends.
+/// Every client has an identity of its own, client0@load and so on, an outer address of its own, and traffic selectors from
+/// an address of its own in 172.16.0.0/12 to --network. The gateway is gateway.load to them. Run it in a network namespace
+/// where nothing else has UDP ports 500 and 4500 and where the clients' outer addresses are local: ip route add local
+/// RANGE dev lo. Packets for the CHILD_SAs are not made. The SAs stay up at the gateway when it ends.
 #[derive(Parser)]
 #[command(name = "postern-ike-load")]
 struct Arguments {

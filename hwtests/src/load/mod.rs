@@ -6,12 +6,12 @@
 
 pub mod udp;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use postern_ike::auth::identity::{Identity, IdentityPattern};
 use postern_ike::config::{
     Child, Connection, LocalAuth, Mode, RemoteAuth, Selector, Settings, Start, Unique,
@@ -33,6 +33,9 @@ pub const GATEWAY_ID: &str = "gateway.load";
 
 /// The identities of the clients.
 pub const CLIENT_IDS: &str = "*@load";
+
+/// Where the clients' addresses inside their tunnels are.
+pub const INSIDE: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 16, 0, 0), 12);
 
 /// The system's random source, as the daemon has it.
 #[derive(Debug)]
@@ -120,7 +123,7 @@ impl Plan {
             remote: Some(self.gateway),
             local_id: format!("client{number}@load").parse()?,
             remote_id: GATEWAY_ID.parse()?,
-            ..self.connection(vec![outer()], vec![fixed(self.network)])
+            ..self.connection(vec![fixed(inside(number).into())], vec![fixed(self.network)])
         };
         Ok(self.endpoint(now, number, connection))
     }
@@ -130,7 +133,7 @@ impl Plan {
         let connection = Connection {
             local_id: self.gateway_id.clone(),
             remote_id: CLIENT_IDS.parse()?,
-            ..self.connection(vec![fixed(self.network)], vec![outer()])
+            ..self.connection(vec![fixed(self.network)], vec![fixed(INSIDE.into())])
         };
         Ok(self.endpoint(now, 0, connection))
     }
@@ -187,8 +190,11 @@ impl Plan {
     }
 }
 
-fn outer() -> Selector {
-    Selector::Dynamic { protocol: 0, ports: 0..=u16::MAX }
+/// The client's address inside the tunnel. The outer one would do for Postern, but not for strongSwan's userspace ESP, which
+/// refuses selectors that hold the peer itself.
+fn inside(number: u32) -> IpAddr {
+    let hosts = u32::MAX >> INSIDE.prefix_len();
+    IpAddr::V4(Ipv4Addr::from_bits(INSIDE.network().to_bits() | (number & hosts)))
 }
 
 fn fixed(net: IpNet) -> Selector {
