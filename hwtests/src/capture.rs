@@ -63,6 +63,16 @@ pub fn fields_with_keys(
     dissect(file, Some(&profile), filter, fields)
 }
 
+/// [`fields`], with the tables of keys that are in the directory `profile` under Wireshark's names.
+pub fn fields_with_tables(
+    file: &Path,
+    profile: &Path,
+    filter: &str,
+    fields: &[&str],
+) -> Result<Vec<Vec<String>>> {
+    dissect(file, Some(profile), filter, fields)
+}
+
 fn dissect(file: &Path, profile: Option<&Path>, filter: &str, fields: &[&str]) -> Result<Vec<Vec<String>>> {
     let mut command = Command::new("tshark");
     command.args(["-n", "-r"]).arg(file).args(["-Y", filter, "-T", "fields", "-E", "separator=/t"]);

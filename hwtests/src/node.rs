@@ -21,25 +21,22 @@ pub struct Node {
     namespace: String,
     dir: PathBuf,
     control: Option<Background>,
+    /// The configuration exports keys, which control refuses without being told twice.
+    keylog: bool,
 }
 
 impl Node {
     /// Writes the configuration into `dir/name`, starts control in `namespace` and waits until the datapath has
     /// everything that the configuration names.
-    pub fn start(namespace: &Netns, name: &str, dir: &Path, mut config: Config) -> Result<Self> {
+    pub fn start(namespace: &Netns, name: &str, dir: &Path, config: Config) -> Result<Self> {
         let dir = dir.join(name);
         for part in ["state", "datapath"] {
             std::fs::create_dir_all(dir.join(part))?;
         }
-        let path = |part: &str| dir.join(part).display().to_string();
-        config.datapath.socket = path("datapath.sock");
-        config.datapath.state = path("datapath");
-        config.datapath.start = true;
-        config.control.socket = path("control.sock");
-        config.control.state = path("state");
-        write_private(&dir.join("postern.toml"), &toml::to_string(&config)?)?;
-        let mut node =
-            Self { name: name.to_owned(), namespace: namespace.name().to_owned(), dir, control: None };
+        let keylog = config.ike.as_ref().is_some_and(|ike| ike.keylog.is_some());
+        write_config(&dir, config)?;
+        let (name, namespace) = (name.to_owned(), namespace.name().to_owned());
+        let mut node = Self { name, namespace, dir, control: None, keylog };
         node.start_control()?;
         Ok(node)
     }
@@ -53,6 +50,9 @@ impl Node {
             .arg(self.dir.join("postern.toml"))
             .env("RUST_BACKTRACE", "1")
             .env("NO_COLOR", "1");
+        if self.keylog {
+            command.arg("--allow-keylog");
+        }
         self.control = Some(Background::start(&mut command, &self.log_file())?);
         let ready = wait_for(&format!("{} to be ready", self.name), Duration::from_secs(10), || {
             if !self.control.as_mut().is_some_and(Background::runs) {
@@ -65,6 +65,12 @@ impl Node {
             Ok(false) => bail!("{}: postern-control ended\n{}", self.name, self.log()),
             Err(error) => Err(error.context(self.log())),
         }
+    }
+
+    /// Writes another configuration and has it read; ports, workers and sockets stay as they are.
+    pub fn reload(&self, config: Config) -> Result<()> {
+        write_config(&self.dir, config)?;
+        self.cli(&["reload"]).map(drop)
     }
 
     /// Its name.
@@ -107,6 +113,19 @@ impl Node {
             table.get("reasons").and_then(Value::as_array).context("`postern drops` has no reasons")?;
         let row = rows.iter().find(|row| row.get("reason").and_then(Value::as_str) == Some(label));
         Ok(row.and_then(|row| row.get("packets")?.as_u64()).unwrap_or(0))
+    }
+
+    /// IKE's counter of this label.
+    pub fn ike_counter(&self, label: &str) -> Result<u64> {
+        let status = self.json(&["status"])?;
+        Ok(status.pointer(&format!("/ike/counters/{label}")).and_then(Value::as_u64).unwrap_or(0))
+    }
+
+    /// Resident memory of control, in KiB.
+    pub fn control_memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.control_pid()?))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
     }
 
     /// Frames that the workers received from and gave to the port of `interface`.
@@ -196,8 +215,19 @@ impl Drop for Node {
     }
 }
 
+/// Writes the configuration of the node whose directory this is.
+fn write_config(dir: &Path, mut config: Config) -> Result<()> {
+    let path = |part: &str| dir.join(part).display().to_string();
+    config.datapath.socket = path("datapath.sock");
+    config.datapath.state = path("datapath");
+    config.datapath.start = true;
+    config.control.socket = path("control.sock");
+    config.control.state = path("state");
+    write_private(&dir.join("postern.toml"), &toml::to_string(&config)?)
+}
+
 /// Writes a file that holds keys: nobody else may read it.
-fn write_private(path: &Path, text: &str) -> Result<()> {
+pub fn write_private(path: &Path, text: &str) -> Result<()> {
     let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     Ok(file.write_all(text.as_bytes())?)
 }

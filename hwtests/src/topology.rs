@@ -263,8 +263,7 @@ impl Topology {
         Ok(())
     }
 
-    /// Between the client and the segment. The client prefers its first network; what it sends from an address goes by
-    /// that address's network.
+    /// Between the client and the segment. The client prefers its first network, then its second.
     fn lay_roaming_wires(&self, wire: Wire) -> Result<()> {
         let (client, access) = (self.ns("client")?, self.ns("access")?);
         let wan = End { namespace: access, interface: "wan" };
@@ -280,8 +279,6 @@ impl Topology {
             address(far, gateway, 24)?;
             let metric = u32::from(number) * 100 + 100;
             client.sh(&format!("ip route add default via {gateway} dev {up} metric {metric}"))?;
-            client.sh(&format!("ip route add default via {gateway} dev {up} table {metric}"))?;
-            client.sh(&format!("ip rule add from {} table {metric} priority {metric}", roaming(number)))?;
         }
         access.sh("sysctl -qw net.ipv4.ip_forward=1")?;
         access.sh("nft add table ip nat")?;

@@ -259,6 +259,9 @@ pub struct Child {
     /// Taken off it at random.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rekey_jitter_s: Option<u32>,
+    /// Age at which it ends, if it was not rekeyed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub life_s: Option<u32>,
     /// Packets after which it is rekeyed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rekey_packets: Option<u64>,

@@ -87,6 +87,9 @@ fn write_connection(text: &mut String, connection: &Connection) -> Result<()> {
         set("proposals", &connection.proposals.join(", "))?;
     }
     set("rekey_time", &format!("{}s", connection.rekey_s))?;
+    if connection.rekey_s > 0 {
+        set("over_time", "60s")?;
+    }
     set("dpd_delay", &format!("{}s", connection.dpd_s))?;
     set("mobike", yes_no(connection.mobike.unwrap_or(true)))?;
     set("fragmentation", yes_no(connection.fragmentation.unwrap_or(true)))?;
@@ -161,6 +164,9 @@ fn write_child(text: &mut String, child: &Child) -> Result<()> {
         },
     )?;
     set("rekey_time", &format!("{}s", child.rekey_s))?;
+    if child.rekey_s > 0 {
+        set("life_time", &format!("{}s", child.rekey_s + 60))?;
+    }
     if let Some(packets) = child.rekey_packets {
         set("rekey_packets", &packets.to_string())?;
     }

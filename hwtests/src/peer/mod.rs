@@ -101,7 +101,7 @@ impl Peer {
 
     /// The same without waiting for the end.
     pub fn initiate_only(&self, connection: &str, child: &str) -> Result<()> {
-        self.begin(&["--initiate", "--ike", connection, "--child", child])
+        self.swanctl(&["--initiate", "--ike", connection, "--child", child, "--timeout", "-1"]).map(drop)
     }
 
     /// Closes all IKE SAs of a connection.
@@ -169,6 +169,11 @@ impl Peer {
         })
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// SIGKILL: it says goodbye to nobody.
     pub fn kill(mut self) -> Result<()> {
         self.daemon.take().map_or(Ok(()), |mut daemon| daemon.kill())
@@ -200,11 +205,6 @@ impl Peer {
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
             .args(arguments);
         command
-    }
-
-    fn begin(&self, arguments: &[&str]) -> Result<()> {
-        let said = self.swanctl(&[arguments, &["--timeout", "-1"]].concat());
-        said.map(drop)
     }
 }
 

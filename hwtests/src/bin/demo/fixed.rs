@@ -1,66 +1,22 @@
-//! The demo: two networks, a gateway before each, a blind relay between the gateways, and traffic through all of it.
-//!
-//! Run by `hwtests/demo`, which builds everything first. Ends with a verdict, and with a code other than 0 unless
-//! every claim was seen to be true.
+//! The demo with static keys: two gateways and a blind relay between them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use clap::Parser;
 use postern_hwtests::capture::{Capture, frames};
 use postern_hwtests::config::{AES128GCM, Pair, RELAY_SPI_OFFSET};
 use postern_hwtests::oracle::hex;
 use postern_hwtests::packet::{ETHERNET, outer_header};
-use postern_hwtests::process::indent;
 use postern_hwtests::topology::{Family, Kind, Topology, inside};
 use postern_hwtests::traffic::{IperfServer, Ping};
 use postern_hwtests::veth::Wire;
 
-#[derive(Parser)]
-#[command(
-    name = "hwtests/demo",
-    about = "Traffic through two gateways and a blind relay, in network namespaces"
-)]
-struct Arguments {
-    /// IPv6 inside IPv6 (without this: IPv4 inside IPv4).
-    #[arg(long)]
-    v6: bool,
-    /// IPv6 inside IPv4, then IPv4 inside IPv6.
-    #[arg(long, conflicts_with = "v6")]
-    mixed: bool,
-    /// Leave the network standing at the end, as `hwtests/lab up relay` would have built it.
-    #[arg(long, conflicts_with = "mixed")]
-    keep: bool,
-}
+use crate::{proof, step};
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let rounds: &[(Family, Family)] = match (arguments.v6, arguments.mixed) {
-        (true, _) => &[(Family::V6, Family::V6)],
-        (_, true) => &[(Family::V4, Family::V6), (Family::V6, Family::V4)],
-        _ => &[(Family::V4, Family::V4)],
-    };
-    let start = Instant::now();
-    for (outer, inner) in rounds {
-        println!(
-            "\n=== {} inside {}, ESP with AES-128-GCM, about 15 seconds ===",
-            inner.name(),
-            outer.name()
-        );
-        if let Err(error) = round(*outer, *inner, arguments.keep) {
-            eprintln!("\n{error:#}\n\nVERDICT: FAILED");
-            return ExitCode::FAILURE;
-        }
-    }
-    println!("\nVERDICT: all of it works ({:.0} s).", start.elapsed().as_secs_f64());
-    ExitCode::SUCCESS
-}
-
-fn round(outer: Family, inner: Family, keep: bool) -> Result<()> {
+/// One run of it.
+pub fn round(outer: Family, inner: Family, keep: bool) -> Result<()> {
     let mut topology = if keep {
         let dir = PathBuf::from("/run/postern-lab/relay");
         std::fs::create_dir_all(&dir)?;
@@ -84,10 +40,6 @@ fn round(outer: Family, inner: Family, keep: bool) -> Result<()> {
         topology.leave();
     }
     outcome
-}
-
-fn step(name: &str, text: &str) {
-    println!("\n[{name}] {text}");
 }
 
 /// Captures of both sides of the relay are under way while hosts talk.
@@ -198,39 +150,12 @@ fn before_and_after(topology: &Topology, pair: &Pair) -> Result<()> {
     Ok(())
 }
 
-/// DP-1: the traffic crossed XDP, AF_XDP sockets and workers, and no kernel forwarded any of it.
 fn proofs(topology: &Topology) -> Result<()> {
     step("proof", "frames through AF_XDP sockets, and packets that the kernel forwarded");
     for (role, interfaces) in
         [("g1", ["inside", "outside"]), ("relay", ["left", "right"]), ("g2", ["inside", "outside"])]
     {
-        let (node, namespace) = (topology.node(role)?, topology.ns(role)?);
-        let mut line = String::new();
-        for interface in interfaces {
-            let (received, transmitted) = node.frames(interface)?;
-            line = format!("{line}{interface} {received} in, {transmitted} out; ");
-            ensure!(
-                received > 1000 && transmitted > 1000,
-                "{role}: hardly a frame crossed {interface}: {line}"
-            );
-            let link = namespace.sh(&format!("ip -details link show {interface}"))?;
-            ensure!(link.contains("xdp"), "{role}: no XDP program on {interface}:\n{}", indent(&link));
-        }
-        let forwarded = kernel_forwarded(&namespace.sh("cat /proc/net/snmp /proc/net/snmp6")?);
-        let switch = namespace.sh("sysctl -n net.ipv4.ip_forward net.ipv6.conf.all.forwarding")?;
-        let switch: Vec<_> = switch.split_whitespace().collect();
-        println!("  {role:6} {line}kernel {forwarded}, forwarding switches {}", switch.join(" "));
-        ensure!(forwarded == 0 && switch == ["0", "0"], "{role}: the kernel forwards");
+        proof(topology.node(role)?, topology.ns(role)?, interfaces)?;
     }
     Ok(())
-}
-
-/// IPv4 and IPv6 packets that the kernel of a namespace forwarded, from /proc/net/snmp and snmp6.
-fn kernel_forwarded(text: &str) -> u64 {
-    let mut rows = text.lines().filter_map(|line| line.strip_prefix("Ip: "));
-    let (names, values) = (rows.next().unwrap_or_default(), rows.next().unwrap_or_default());
-    let v4 = names.split(' ').zip(values.split(' ')).find(|(name, _)| *name == "ForwDatagrams");
-    let v6 = text.lines().find_map(|line| line.strip_prefix("Ip6OutForwDatagrams"));
-    let number = |text: &str| text.trim().parse::<u64>().unwrap_or(0);
-    v4.map_or(0, |(_, value)| number(value)) + v6.map_or(0, number)
 }
