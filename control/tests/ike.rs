@@ -138,6 +138,9 @@ fn ops_3_a_connection_from_up_to_down() {
     let names: Vec<_> = sas.as_array().unwrap().iter().map(|row| row["tunnel"].as_str().unwrap()).collect();
     assert!(names.len() == 2 && names.iter().all(|name| name.starts_with('b')), "{names:?}");
     assert!(sas.as_array().unwrap().iter().all(|row| row["state"] == "installed"), "{sas}");
+    assert_eq!(a.json(&["sa", "b"]), sas);
+    assert_eq!(a.json(&["sa", "b/net"]), sas);
+    assert_eq!(a.postern(&["sa", "c"]).0, 6);
     let policies = a.json(&["policy"]);
     assert!(policies[0]["name"].as_str().unwrap().starts_with('b'), "{policies}");
     assert_eq!(policies[0]["state"], "installed");

@@ -127,10 +127,15 @@ fn tunnel_state(view: &View, tunnel: &crate::desired::TunnelSummary) -> State {
     }
 }
 
+/// Whether `name` means `tunnel`: by its own name, or as the connection whose child it is (`connection/child`).
+pub fn is_named(tunnel: &str, name: &str) -> bool {
+    tunnel.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// The answer to `sa`.
 pub fn sas(view: &View, name: Option<&str>) -> Vec<SaRow> {
     let desired = &view.desired;
-    let wanted = |tunnel: &str| name.is_none_or(|name| name == tunnel);
+    let wanted = |tunnel: &str| name.is_none_or(|name| is_named(tunnel, name));
     let mut rows = Vec::new();
     for tunnel in desired.tunnels.iter().filter(|tunnel| wanted(&tunnel.name)) {
         for id in &tunnel.sas {

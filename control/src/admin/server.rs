@@ -192,9 +192,12 @@ impl Daemon {
             Request::Sa { name } => {
                 let view = self.look().await?;
                 if let Some(name) = &name
-                    && !view.desired.tunnels.iter().any(|tunnel| tunnel.name == *name)
+                    && !view.desired.tunnels.iter().any(|tunnel| report::is_named(&tunnel.name, name))
                 {
-                    return Err(failure(FailureKind::NotFound, format!("no tunnel is named {name:?}")));
+                    return Err(failure(
+                        FailureKind::NotFound,
+                        format!("no tunnel is named {name:?}, and no connection of that name is up"),
+                    ));
                 }
                 Ok(Answer::Sas(report::sas(&view, name.as_deref())))
             }
