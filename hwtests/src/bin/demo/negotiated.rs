@@ -50,7 +50,7 @@ fn show(stage: &Stage) -> Result<()> {
     print!("{}", stage.left.node()?.cli(&["connections"])?);
     match &stage.right {
         Party::Postern { node, .. } => {
-            print!("  right, postern connections:\n{}", node.cli(&["connections"])?)
+            print!("  right, postern connections:\n{}", node.cli(&["connections"])?);
         }
         Party::Swan(peer) => print!("  right, swanctl --list-sas:\n{}", peer.show()),
     }
