@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 use std::sync::Arc;
 
-use super::channel::{Expired, Received};
+use super::channel::Received;
 use super::child::{self, Ends, Proposed};
 use super::established::Established;
 use super::half_open::Keyed;
@@ -150,20 +150,13 @@ impl Authenticating {
     }
 
     pub(super) fn timeout(mut self: Box<Self>, common: &Common, core: &mut Core, now: Now) -> Next {
-        match self.keyed.channel.expire(now.monotonic, &mut *core.random) {
-            Some(Expired::Resend(datagrams)) => {
-                core.counters.retransmitted += 1;
-                common.send(core, &datagrams);
-                Ok(State::Authenticating(self))
-            }
-            Some(Expired::Dead) => {
-                self.give_up(core);
-                match self.cancelled {
-                    Some(reason) => Err(Failure::of_closing(reason).into()),
-                    None => Err(Failure::NoAnswer(common.path.remote.ip()).into()),
-                }
-            }
-            None => Ok(State::Authenticating(self)),
+        if common.repeats(core, now, &mut self.keyed.channel) {
+            return Ok(State::Authenticating(self));
+        }
+        self.give_up(core);
+        match self.cancelled {
+            Some(reason) => Err(Failure::of_closing(reason).into()),
+            None => Err(Failure::NoAnswer(common.path.remote.ip()).into()),
         }
     }
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::channel::{Channel, Datagrams, Expired, Received};
+use super::channel::{Channel, Datagrams, Received};
 use super::child::{self, Agreed, Child, ChildState, Ends, Keying, Proposed, jittered};
 use super::create_child::{ChildRequest, NewChild};
 use super::followup::{FollowupRequest, OwnFollowup, PeerFollowup};
@@ -619,21 +619,14 @@ impl Established {
 
     pub(super) fn timeout(&mut self, common: &mut Common, core: &mut Core, now: Now) -> Alive {
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now.monotonic);
-        match self.channel.expire(now.monotonic, &mut *core.random) {
-            Some(Expired::Resend(datagrams)) => {
-                core.counters.retransmitted += 1;
-                common.send(core, &datagrams);
-            }
-            Some(Expired::Dead) => {
-                core.counters.dead += 1;
-                return Alive::No(match self.ours {
-                    // It was to end anyway.
-                    Some(Ours::DeleteIke(reason)) => reason,
-                    _ if self.replaced => CloseReason::Replaced,
-                    _ => CloseReason::Dead,
-                });
-            }
-            None => {}
+        if !common.repeats(core, now, &mut self.channel) {
+            core.counters.dead += 1;
+            return Alive::No(match self.ours {
+                // It was to end anyway.
+                Some(Ours::DeleteIke(reason)) => reason,
+                _ if self.replaced => CloseReason::Replaced,
+                _ => CloseReason::Dead,
+            });
         }
         self.retire_children(common, core, now);
         if due(self.expires_at) {

@@ -1,6 +1,6 @@
 //! The peer was told that an IKE SA which it believes in is not to be: the Delete is repeated until it is answered.
 
-use super::channel::{Channel, Expired, Received};
+use super::channel::{Channel, Received};
 use super::{Common, State};
 use crate::endpoint::{Core, Now};
 use crate::message::parse::Parsed;
@@ -31,14 +31,6 @@ impl Leaving {
     }
 
     pub(super) fn timeout(mut self: Box<Self>, common: &Common, core: &mut Core, now: Now) -> State {
-        match self.channel.expire(now.monotonic, &mut *core.random) {
-            Some(Expired::Resend(datagrams)) => {
-                core.counters.retransmitted += 1;
-                common.send(core, &datagrams);
-                State::Leaving(self)
-            }
-            Some(Expired::Dead) => State::Dead,
-            None => State::Leaving(self),
-        }
+        if common.repeats(core, now, &mut self.channel) { State::Leaving(self) } else { State::Dead }
     }
 }

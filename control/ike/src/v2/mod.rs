@@ -32,7 +32,7 @@ use std::time::Instant;
 pub(crate) use self::established::{Estate, PeerSa};
 
 use self::auth_initiator::Authenticating;
-use self::channel::Datagrams;
+use self::channel::{Channel, Datagrams, Expired};
 use self::established::Established;
 use self::half_open::HalfOpen;
 use self::leaving::Leaving;
@@ -150,6 +150,19 @@ impl Common {
     pub(crate) fn send_to(&self, core: &mut Core, path: Path, datagrams: &Datagrams) {
         for datagram in datagrams {
             core.emit(self.id, Effect::Transmit { path, datagram: datagram.clone() });
+        }
+    }
+
+    /// Sends the channel's request again when it is time. False: it was sent as often as it may be, the peer is dead.
+    fn repeats(&self, core: &mut Core, now: Now, channel: &mut Channel) -> bool {
+        match channel.expire(now.monotonic, &mut *core.random) {
+            Some(Expired::Resend(datagrams)) => {
+                core.counters.retransmitted += 1;
+                self.send(core, &datagrams);
+                true
+            }
+            Some(Expired::Dead) => false,
+            None => true,
         }
     }
 

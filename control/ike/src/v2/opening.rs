@@ -341,15 +341,10 @@ impl Exchanging {
     }
 
     pub(super) fn timeout(mut self: Box<Self>, common: &Common, core: &mut Core, now: Now) -> Next {
-        match self.keyed.channel.expire(now.monotonic, &mut *core.random) {
-            Some(Expired::Resend(datagrams)) => {
-                core.counters.retransmitted += 1;
-                common.send(core, &datagrams);
-                Ok(State::Exchanging(self))
-            }
-            Some(Expired::Dead) => Err(Failure::NoAnswer(common.path.remote.ip()).into()),
-            None => Ok(State::Exchanging(self)),
+        if common.repeats(core, now, &mut self.keyed.channel) {
+            return Ok(State::Exchanging(self));
         }
+        Err(Failure::NoAnswer(common.path.remote.ip()).into())
     }
 
     pub(super) fn receive(
