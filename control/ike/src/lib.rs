@@ -32,6 +32,7 @@ pub mod report;
 pub mod secret;
 pub mod settings;
 pub mod timers;
+pub mod v1;
 mod v2;
 
 pub use endpoint::Endpoint;
