@@ -14,6 +14,7 @@ pub mod datapath;
 pub mod desired;
 mod digest;
 pub mod ike;
+pub mod metrics;
 pub mod show;
 pub mod state;
 pub mod table;

@@ -12,6 +12,7 @@
 
 mod mock;
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -95,6 +96,36 @@ fn json(scratch: &Scratch, arguments: &[&str]) -> serde_json::Value {
     let (code, stdout, stderr) = postern(scratch, &all);
     assert_eq!(code, 0, "{stderr}");
     serde_json::from_str(&stdout).unwrap()
+}
+
+/// OPS-3: what Prometheus gets, over HTTP as it asks.
+#[test]
+fn ops_3_metrics_over_http() {
+    let scratch = Scratch::new("metrics");
+    let _mock = Mock::start(&scratch.path("datapath.sock"), 7);
+    let port = {
+        // Free again at once, and not given away soon.
+        let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        probe.local_addr().unwrap().port()
+    };
+    let metrics = format!("metrics = \"127.0.0.1:{port}\"\nmetrics_of_tunnels = true\n");
+    write_config(&scratch, "", &format!("{metrics}{}", tunnel("site-a", 1, "1a")));
+    let _daemon = Daemon::start(&scratch, &[]);
+    let get = |path: &str| {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    eventually("in step", || get("/metrics").contains("\npostern_datapath_up 1\n"));
+    eventually("installed", || get("/metrics").contains("\npostern_tunnel_up{tunnel=\"site-a\"} 1\n"));
+    let answer = get("/metrics");
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\ncontent-type: application/openmetrics-text"), "{answer}");
+    assert!(answer.contains("\npostern_drops_total{reason=\"bad_icv\"} 7\n"), "{answer}");
+    assert!(answer.contains("\npostern_latency_nanoseconds{quantile=\"0.99\"} 4000\n"), "{answer}");
+    assert!(answer.ends_with("# EOF\n"), "{answer}");
+    assert!(get("/").starts_with("HTTP/1.1 404"));
 }
 
 /// OPS-3: every command, for people and as JSON.

@@ -26,6 +26,7 @@ use crate::config::{self, Config, ControlSettings};
 use crate::datapath::supervisor::{Command, View};
 use crate::desired::Desired;
 use crate::ike::api::{ConnectionState, IkeCommand};
+use crate::metrics::Snapshot;
 use postern_contract::settings::DatapathSettings;
 
 /// Connections that are served at a time; more wait.
@@ -306,10 +307,22 @@ impl Daemon {
         answer.await.map_err(|_| ended())
     }
 
+    /// What the metrics show.
+    pub async fn snapshot(&self) -> Result<Snapshot, Failure> {
+        let datapath = self.ask(Command::Glance).await?;
+        let ike = self.ask_ike(IkeCommand::Totals).await.ok();
+        let tunnels = if self.in_force.1.metrics_of_tunnels {
+            report::status(&self.look().await?, self.about()).tunnels
+        } else {
+            Vec::new()
+        };
+        Ok(Snapshot { uptime_seconds: self.started.elapsed().as_secs(), datapath, tunnels, ike })
+    }
+
     /// IKE at a glance; connections that failed are problems.
     async fn ike_report(&self, problems: &mut Vec<String>) -> Option<IkeReport> {
         let rows = self.ask_ike(|reply| IkeCommand::List { connection: None, reply }).await.ok()?.ok()?;
-        let counters = self.ask_ike(IkeCommand::Counters).await.ok()?;
+        let counters = self.ask_ike(IkeCommand::Totals).await.ok()?.counters;
         for row in rows.iter().filter(|row| row.state == ConnectionState::Failed) {
             problems.push(format!(
                 "connection {} should be up and is not; see `postern explain {}`",

@@ -113,7 +113,7 @@ impl Daemon {
             Err(problem) => return Ok(Some(Err(problem))),
         };
         // Commands are carried out in their order: when this one is answered, the past is in the channel.
-        if let Err(problem) = self.ask_ike(IkeCommand::Counters).await {
+        if let Err(problem) = self.ask_ike(IkeCommand::Totals).await {
             return Ok(Some(Err(problem)));
         }
         let wanted = |event: &IkeEvent| {

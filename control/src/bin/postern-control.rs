@@ -14,6 +14,7 @@ use postern_control::datapath::launch::{self, DETACH, Launch};
 use postern_control::datapath::supervisor::{Command, Negotiator, Options, Supervisor};
 use postern_control::desired::Desired;
 use postern_control::ike::{self, driver};
+use postern_control::metrics;
 use postern_control::state::Generations;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -121,6 +122,14 @@ async fn run(arguments: &Arguments, mut config: Config) -> Result<(), (u8, Strin
     let datapath = config.datapath.clone();
     let socket = Socket::bind(&control.socket)
         .map_err(|error| (CANNOT_START, format!("{}: {error}", control.socket.display())))?;
+    let metrics = match control.metrics {
+        Some(address) => Some(
+            metrics::bind(address)
+                .await
+                .map_err(|error| (CANNOT_START, format!("metrics: {address}: {error}")))?,
+        ),
+        None => None,
+    };
     let (generations, lost) = Generations::open(&control.state).map_err(|error| cannot_start(&error))?;
     if let Some(lost) = lost {
         warn!("{lost}");
@@ -176,6 +185,14 @@ async fn run(arguments: &Arguments, mut config: Config) -> Result<(), (u8, Strin
     let supervisor = Supervisor::new(options, generations, desired).with_negotiator(negotiator);
     let mut supervisor = tokio::spawn(supervisor.run(receiver));
     let server = tokio::spawn(serve(socket, Arc::clone(&daemon)));
+    if let Some(listener) = metrics {
+        let daemon = Arc::clone(&daemon);
+        tokio::spawn(async move {
+            if let Err(error) = metrics::serve(listener, daemon).await {
+                warn!("metrics: {error}");
+            }
+        });
+    }
 
     let stop_datapath = loop {
         tokio::select! {

@@ -12,7 +12,7 @@ mod sections;
 mod suite;
 
 use core::fmt;
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use postern_contract::Translation;
@@ -61,6 +61,10 @@ pub struct ControlSettings {
     pub log: String,
     /// The datapath's program, where it is not beside the own one or in PATH.
     pub datapath_program: Option<PathBuf>,
+    /// Where Prometheus finds the metrics, if anywhere.
+    pub metrics: Option<SocketAddr>,
+    /// Whether they have series of each tunnel.
+    pub metrics_of_tunnels: bool,
 }
 
 /// One `[[tunnel]]`: SAs of both directions with static keys, and a policy.

@@ -3,7 +3,7 @@
 //! A [`Table`] gives up its entries as they are asked for; what is left at [`Table::finish`] is unknown and
 //! reported with the nearest known name. Getters report what is wrong and give `None`, so that one run finds all errors.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, SocketAddr};
 use core::ops::Range;
 
 use ipnet::IpNet;
@@ -48,6 +48,11 @@ impl<'r, 'i> Table<'r, 'i> {
     /// Reports an error about `key` of this table, at `span`.
     pub(super) fn error(&self, span: Range<usize>, key: &str, message: impl Into<String>) {
         self.report.error(span, &self.path_of(key), message);
+    }
+
+    /// Warns about `key` of this table, at `span`.
+    pub(super) fn warn(&self, span: Range<usize>, key: &str, message: impl Into<String>) {
+        self.report.warn(span, &self.path_of(key), message);
     }
 
     /// Whether the file has `key` here; stays true after it was read.
@@ -251,6 +256,18 @@ fn wipe(value: &mut DeValue<'_>) {
 
 impl Read for IpAddr {
     const EXPECTED: &'static str = "an IP address in quotes, such as \"192.0.2.1\" or \"2001:db8::1\"";
+
+    fn read(value: DeValue<'_>) -> Result<Self, String> {
+        match value {
+            DeValue::String(text) => text.parse().map_err(|_| expected::<Self>()),
+            _ => Err(expected::<Self>()),
+        }
+    }
+}
+
+impl Read for SocketAddr {
+    const EXPECTED: &'static str =
+        "an IP address and a port in quotes, such as \"127.0.0.1:9464\" or \"[::1]:9464\"";
 
     fn read(value: DeValue<'_>) -> Result<Self, String> {
         match value {

@@ -51,6 +51,8 @@ pub enum Command {
     Look(oneshot::Sender<View>),
     /// The latency histogram.
     Latency(oneshot::Sender<Result<Latency, String>>),
+    /// What can be said without looking at each SA.
+    Glance(oneshot::Sender<Glance>),
     /// Take over another desired state; or, dry, only say what that would change.
     Replace {
         /// The new state.
@@ -145,6 +147,23 @@ pub struct View {
     pub desired: Outline,
     /// Why SAs and others are not installed, by step.
     pub refused: HashMap<String, String>,
+    /// Events since the start, by kind.
+    pub events: BTreeMap<&'static str, u64>,
+}
+
+/// The datapath without its SAs: cheap, however many there are.
+#[derive(Clone, Debug, Default)]
+pub struct Glance {
+    /// Whether it is connected.
+    pub up: bool,
+    /// Seconds since the connection was made or lost.
+    pub since_seconds: u64,
+    /// How often the datapath was started by this process.
+    pub starts: u64,
+    /// The datapath's own words.
+    pub status: Option<Status>,
+    /// The latency histogram.
+    pub latency: Option<Latency>,
     /// Events since the start, by kind.
     pub events: BTreeMap<&'static str, u64>,
 }
@@ -411,6 +430,10 @@ impl Supervisor {
                 }
                 let _ = reply.send(latency.map_err(|trouble| trouble.to_string()));
             }
+            Command::Glance(reply) => {
+                let glance = self.glance().await;
+                let _ = reply.send(glance);
+            }
             Command::Replace { desired, dry_run, done } => {
                 let outcome = self.replace(desired, dry_run).await;
                 if let Err(trouble) = &outcome {
@@ -441,6 +464,22 @@ impl Supervisor {
         let (changes, _) = self.get_in_step(&mut client).await?;
         self.client = Some(client);
         Ok(changes)
+    }
+
+    async fn glance(&mut self) -> Glance {
+        let mut glance = Glance { starts: self.starts, events: self.events.clone(), ..Glance::default() };
+        if let Some(client) = &mut self.client {
+            let found =
+                async { Ok::<_, ClientError>((client.status().await?, client.latency().await?)) }.await;
+            match found {
+                Ok((status, latency)) => {
+                    (glance.up, glance.status, glance.latency) = (true, Some(status), Some(latency));
+                }
+                Err(error) => self.lost(&error.into()),
+            }
+        }
+        glance.since_seconds = self.changed.elapsed().as_secs();
+        glance
     }
 
     async fn look(&mut self) -> View {

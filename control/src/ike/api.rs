@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::admin::Failure;
 use crate::config::ike::Ike;
 use crate::desired::Outline;
+use crate::metrics::IkeTotals;
 
 /// Where an answer goes. A failure's kind decides the exit code of `postern`: what is not configured is
 /// [`NotFound`](crate::admin::FailureKind::NotFound).
@@ -75,8 +76,8 @@ pub enum IkeCommand {
         /// A line for each change, of [`Ike::changes`].
         reply: oneshot::Sender<Vec<String>>,
     },
-    /// Counters of messages that were not acted on, of handshakes and of failures, by label.
-    Counters(oneshot::Sender<Vec<(String, u64)>>),
+    /// Numbers of SAs, and counters of messages that were not acted on, of handshakes and of failures.
+    Totals(oneshot::Sender<IkeTotals>),
     /// What negotiated objects the datapath should hold, for showing them with what it holds.
     Outline(oneshot::Sender<Outline>),
 }

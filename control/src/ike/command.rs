@@ -12,6 +12,7 @@ use super::events::{Facts, Happened, past};
 use super::keeper::is_kept;
 use super::rows;
 use crate::admin::{Failure, FailureKind};
+use crate::metrics::IkeTotals;
 
 impl Driver {
     /// Carries out one command. Nobody is left to tell where a receiver is gone.
@@ -40,8 +41,14 @@ impl Driver {
                 let _ = reply.send(self.explain(&connection).map_err(|error| failure(&error)));
             }
             IkeCommand::Follow { backlog, events } => self.events.follow(backlog, events),
-            IkeCommand::Counters(reply) => {
-                let _ = reply.send(self.counters());
+            IkeCommand::Totals(reply) => {
+                let count = |length: usize| u64::try_from(length).unwrap_or(u64::MAX);
+                let totals = IkeTotals {
+                    ike_sas: count(self.endpoint.len()),
+                    child_sas: count(self.datapath.children()),
+                    counters: self.counters(),
+                };
+                let _ = reply.send(totals);
             }
             IkeCommand::Outline(reply) => {
                 let _ = reply.send(self.datapath.outline());

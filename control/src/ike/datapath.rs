@@ -319,6 +319,11 @@ impl Datapath {
         late.into_iter().map(|id| self.failed(id, "the datapath is down".to_owned())).collect()
     }
 
+    /// Number of CHILD_SAs.
+    pub fn children(&self) -> usize {
+        self.children.len()
+    }
+
     /// What may be shown of the children and traps.
     pub fn outline(&self) -> Outline {
         let mut outline = Outline::default();

@@ -1,5 +1,6 @@
 //! `[datapath]` and `[control]`: settings of the two programs.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use postern_contract::settings::DatapathSettings;
@@ -47,11 +48,24 @@ pub(super) fn control(section: Option<Table<'_, '_>>, report: &Report<'_>) -> Op
         state: "/var/lib/postern/control".into(),
         log: "info".to_owned(),
         datapath_program: None,
+        metrics: None,
+        metrics_of_tunnels: false,
     };
     let Some(mut table) = section else { return Some(settings) };
     settings.socket = table.get::<PathBuf>("socket").map_or(settings.socket, |found| found.value);
     settings.state = table.get::<PathBuf>("state").map_or(settings.state, |found| found.value);
     settings.datapath_program = table.get::<PathBuf>("datapath_program").map(|found| found.value);
+    if let Some(metrics) = table.get::<SocketAddr>("metrics") {
+        if !metrics.value.ip().is_loopback() {
+            table.warn(
+                metrics.span,
+                "metrics",
+                "not a loopback address: whoever reaches it reads the counters, there is no password",
+            );
+        }
+        settings.metrics = Some(metrics.value);
+    }
+    settings.metrics_of_tunnels = table.get::<bool>("metrics_of_tunnels").is_some_and(|found| found.value);
     if let Some(log) = table.get::<String>("log") {
         if tracing_subscriber::EnvFilter::try_new(&log.value).is_ok() {
             settings.log = log.value;
