@@ -1,0 +1,487 @@
+//! What a packet costs: the whole walk on memory ports, receive to transmit, from one SA to a million.
+//!
+//! `cargo bench -p postern-benches --bench packet [-- --quick] [--only encap] [--sas 1,1000] [--json FILE] [--suite aes128gcm16] [--size 64]
+//! [--turns N]`.
+//!
+//! Nothing is skipped; ESN and a replay window of 1,024 are on. Each turn gets 64 packets that were made just before, so
+//! that packet buffers are as warm as a network card leaves them, while tables are as cold as the number of SAs makes
+//! them. Every SA has a peer and an inner host of its own; packets choose SAs uniformly or by Zipf's law (exponent 1).
+//! Sizes are those of the inner packet; IMIX is 7 × 64, 4 × 576, 1 × 1400.
+//!
+//! Each turn is timed by itself, and the median counts: what other programs on the machine do to single turns is not in it.
+//! *Net* is without the source: the memory port's copy into a frame and the frame's way back, measured alone.
+//!
+//! `--turns N` does just N turns of everything without a clock, to be counted by a tool (`benches/instructions`).
+#![expect(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::panic,
+    reason = "a bench that cannot start has to stop, and its counts are small"
+)]
+
+use std::cell::RefCell;
+use std::hint::black_box;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
+use postern_contract::request::Operation;
+use postern_contract::sa::{
+    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, Lifetime, Mode, PathPolicy,
+    Policy, PolicyId, SaConfig, SaId, Selector, Suite,
+};
+use postern_contract::secret::Secret;
+use postern_contract::{Generation, Translation};
+use postern_datapath::crypto::{Engine, EspKey, SealOp, SealOutcome, SequenceCounter};
+use postern_datapath::frame::{Arena, BATCH, Pool};
+use postern_datapath::port::memory::{MemoryHandle, MemoryPort};
+use postern_datapath::port::{LinkKind, Port};
+use postern_datapath::testbed::{INSIDE_MAC, Layout, NEIGHBOUR_MAC, OUTSIDE_MAC, Testbed};
+use postern_wire::ether;
+use postern_wire::ids::{EtherType, Protocol, Spi};
+use postern_wire::{esp, ip4, udp};
+
+/// The gateway's address outside; clients are in 100.64.0.0/10, their inner hosts in 11.0.0.0/8, the server inside.
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const CLIENTS: u32 = 0x6440_0000;
+const HOSTS: u32 = 0x0b00_0000;
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+const FIRST_SPI: u32 = 0x0010_0000;
+const IMIX: [usize; 12] = [64, 576, 64, 64, 576, 64, 1400, 64, 576, 64, 576, 64];
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Encap,
+    Decap,
+    Relay,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    Uniform,
+    Zipf,
+}
+
+#[derive(Clone, Copy)]
+enum Size {
+    Bytes(usize),
+    Imix,
+}
+
+impl Size {
+    fn of(self, number: usize) -> usize {
+        match self {
+            Self::Bytes(bytes) => bytes,
+            Self::Imix => IMIX[number % IMIX.len()],
+        }
+    }
+
+    fn name(self) -> String {
+        match self {
+            Self::Bytes(bytes) => bytes.to_string(),
+            Self::Imix => "imix".to_owned(),
+        }
+    }
+
+    fn mean(self) -> f64 {
+        match self {
+            Self::Bytes(bytes) => bytes as f64,
+            Self::Imix => IMIX.iter().sum::<usize>() as f64 / IMIX.len() as f64,
+        }
+    }
+}
+
+const SUITES: [&str; 4] = ["aes128gcm16", "aes256gcm16", "chacha20poly1305", "aes128-sha256"];
+
+fn suite(name: &str) -> Suite {
+    let key = |len: usize| Secret::new((0..len).map(|n| n as u8 ^ 0x5a).collect::<Vec<u8>>());
+    let aead = |encryption, len| (encryption, key(len), Integrity::None, Secret::empty());
+    let (encryption, encryption_key, integrity, integrity_key) = match name {
+        "aes128gcm16" => aead(Encryption::AesGcm16, 20),
+        "aes256gcm16" => aead(Encryption::AesGcm16, 36),
+        "chacha20poly1305" => aead(Encryption::ChaCha20Poly1305, 36),
+        _ => (Encryption::AesCbc, key(16), Integrity::HmacSha2_256_128, key(32)),
+    };
+    Suite { encryption, encryption_key, integrity, integrity_key }
+}
+
+fn host(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(HOSTS + number)
+}
+
+fn client(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(CLIENTS + number)
+}
+
+fn selector(number: u32) -> Selector {
+    let local: ipnet::IpNet = "10.1.0.0/24".parse().expect("a network");
+    Selector {
+        local: AddressRange::from(local),
+        remote: AddressRange { start: host(number).into(), end: host(number).into() },
+        protocol: None,
+        local_ports: 0..=u16::MAX,
+        remote_ports: 0..=u16::MAX,
+    }
+}
+
+fn sa(number: u32, direction: Direction, suite: Suite) -> Operation {
+    Operation::InstallSa(Box::new(SaConfig {
+        id: SaId(u64::from(number) + 1),
+        generation: Generation(1),
+        direction,
+        protocol: IpsecProtocol::Esp,
+        mode: Mode::Tunnel,
+        spi: Translation::same(Spi(FIRST_SPI + number)),
+        local: Translation::same(GATEWAY.into()),
+        remote: Translation::same(client(number).into()),
+        encap: None,
+        suite,
+        esn: true,
+        replay_window: if direction == Direction::Inbound { 1024 } else { 0 },
+        sequence: u64::from(direction == Direction::Outbound),
+        selectors: vec![selector(number)],
+        lifetime: Lifetime::default(),
+        path: PathPolicy::default(),
+        follow_peer: direction == Direction::Inbound,
+        pair: None,
+        bundle: None,
+        static_keys: false,
+        worker: None,
+    }))
+}
+
+fn policy(number: u32) -> Operation {
+    Operation::InstallPolicy(Policy {
+        id: PolicyId(u64::from(number) + 1),
+        generation: Generation(1),
+        priority: 1000,
+        selectors: vec![selector(number)],
+        action: Action::Protect(Some(SaId(u64::from(number) + 1))),
+    })
+}
+
+fn relay_entry(number: u32) -> Operation {
+    let partition = |peer: Ipv4Addr, to_relay, from_relay| Partition {
+        relay: GATEWAY.into(),
+        peer: peer.into(),
+        encap: None,
+        esp: Some(SpiPair { to_relay: Spi(to_relay), from_relay: Spi(from_relay) }),
+        ah: None,
+    };
+    Operation::InstallRelay(RelayEntry {
+        id: RelayId(u64::from(number) + 1),
+        generation: Generation(1),
+        client: partition(client(number), FIRST_SPI + number, 0x4000_0000 + number),
+        gateway: partition(Ipv4Addr::new(203, 0, 113, 1), 0x2000_0000 + number, 0x6000_0000 + number),
+    })
+}
+
+/// Which SA each packet belongs to, without end.
+struct Indices {
+    list: Vec<u32>,
+    next: usize,
+}
+
+impl Indices {
+    fn new(sas: u32, choice: Choice) -> Self {
+        let mut state = 1u64;
+        let mut random = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 11) as f64 / (1u64 << 53) as f64
+        };
+        let harmonic = f64::from(sas).ln();
+        let list = (0..if sas == 1 { 1 } else { 1 << 20 }).map(|_| {
+            let index = match choice {
+                Choice::Uniform => random() * f64::from(sas),
+                // Ranks of Zipf's law with exponent 1, by the continuous distribution's inverse.
+                Choice::Zipf => (random() * harmonic).exp() - 1.0,
+            };
+            // Neighbours in rank are not neighbours in memory.
+            ((index as u64 * 2_654_435_761) % u64::from(sas)) as u32
+        });
+        Self { list: list.collect(), next: 0 }
+    }
+
+    fn next(&mut self) -> u32 {
+        self.next = (self.next + 1) % self.list.len();
+        self.list[self.next]
+    }
+}
+
+/// Writes frames as they come from the wire.
+struct Maker {
+    work: Work,
+    indices: Indices,
+    size: Size,
+    engine: Engine,
+    key: EspKey,
+    /// One for all SAs: each sees numbers that grow.
+    sequence: SequenceCounter,
+    made: usize,
+    frame: Vec<u8>,
+}
+
+impl Maker {
+    fn new(work: Work, suite_name: &str, indices: Indices, size: Size, sequence: SequenceCounter) -> Self {
+        let key = EspKey::new(&suite(suite_name)).expect("a key");
+        let engine = Engine::select(16).expect("an engine");
+        Self { work, indices, size, engine, key, sequence, made: 0, frame: Vec::new() }
+    }
+
+    fn fill(&mut self, port: &MemoryHandle) {
+        for _ in 0..BATCH {
+            self.make();
+            port.push(&self.frame);
+        }
+    }
+
+    fn make(&mut self) {
+        let number = self.indices.next();
+        let size = self.size.of(self.made);
+        self.made += 1;
+        let (frame, to) = (&mut self.frame, if self.work == Work::Encap { INSIDE_MAC } else { OUTSIDE_MAC });
+        let layout = self.key.layout();
+        let (front, back) = if self.work == Work::Encap {
+            (ether::LEN, 0)
+        } else {
+            let pad = usize::from(esp::padding(size, usize::from(layout.block)));
+            let front = ether::LEN + ip4::MIN_LEN + esp::HEADER_LEN + usize::from(layout.iv_len);
+            (front, pad + esp::TRAILER_LEN + usize::from(layout.icv_len))
+        };
+        frame.clear();
+        frame.resize(front + size + back, 0x5a);
+        let inner = &mut frame[front..front + size];
+        let header = |source, destination, protocol| ip4::Header {
+            source,
+            destination,
+            protocol,
+            ttl: 64,
+            tos: 0,
+            id: 1,
+            dont_fragment: true,
+        };
+        let (source, destination) =
+            if self.work == Work::Encap { (SERVER, host(number)) } else { (host(number), SERVER) };
+        header(source, destination, Protocol::UDP).emit(inner, size - ip4::MIN_LEN).expect("room");
+        let length = (size - ip4::MIN_LEN) as u16;
+        let datagram = udp::Header { source_port: 1000, destination_port: 2000, length, checksum: 0 };
+        datagram.emit(&mut inner[ip4::MIN_LEN..]).expect("room");
+        let link = ether::Header { destination: to, source: NEIGHBOUR_MAC, ethertype: EtherType::IPV4 };
+        link.emit(frame).expect("room");
+        if self.work == Work::Encap {
+            return;
+        }
+        let outer = &mut frame[ether::LEN..];
+        let len = outer.len() - ip4::MIN_LEN;
+        header(client(number), GATEWAY, Protocol::ESP).emit(outer, len).expect("room");
+        let packet = &mut outer[ip4::MIN_LEN..];
+        let end = packet.len() - usize::from(layout.icv_len);
+        let trailer = esp::HEADER_LEN + usize::from(layout.iv_len) + size;
+        esp::write_trailer(&mut packet[trailer..end], Protocol::IPV4).expect("room");
+        esp::Header { spi: Spi(FIRST_SPI + number), sequence: 0 }.emit(packet).expect("room");
+        let sequence = self.sequence.reserve().expect("a number");
+        let mut ops = ArrayVec::<_, 1>::new();
+        ops.push(SealOp { key: &self.key, sequence, esn: true, packet });
+        assert_eq!(self.engine.seal(ops).as_slice(), [SealOutcome::Sealed]);
+    }
+}
+
+/// A gateway with so many SAs (encap: outbound ones with their policies, decap: inbound ones) or relay entries.
+fn bed(work: Work, suite_name: &str, sas: u32) -> (tempfile::TempDir, Testbed) {
+    let state = tempfile::tempdir().expect("a directory");
+    let layout = Layout { sa_slots: sas.next_power_of_two().max(4096), ..Layout::default() };
+    let mut bed = Testbed::new(&layout, state.path()).expect("a testbed");
+    let numbers: Vec<u32> = (0..sas).collect();
+    for chunk in numbers.chunks(1024) {
+        let operations = chunk.iter().flat_map(|number| match work {
+            Work::Encap => {
+                vec![sa(*number, Direction::Outbound, suite(suite_name)), policy(*number)]
+            }
+            Work::Decap => vec![sa(*number, Direction::Inbound, suite(suite_name))],
+            Work::Relay => vec![relay_entry(*number)],
+        });
+        for done in bed.apply(operations.collect()) {
+            done.expect("installed");
+        }
+        bed.settle();
+    }
+    bed.outside[0].discard(true);
+    bed.inside[0].discard(true);
+    (state, bed)
+}
+
+/// What the turn's packets cost: median and least, in nanoseconds a packet.
+#[derive(Clone, Copy)]
+struct Cost {
+    median: f64,
+    least: f64,
+}
+
+/// Times so many turns, each by itself, after a warm-up.
+fn time(turns: usize, mut prepare: impl FnMut(), mut turn: impl FnMut()) -> Cost {
+    let mut spent = Vec::with_capacity(turns);
+    for number in 0..=turns + turns / 8 {
+        prepare();
+        let start = Instant::now();
+        turn();
+        let took = start.elapsed();
+        if number > turns / 8 {
+            spent.push(took);
+        }
+    }
+    spent.sort_unstable();
+    let clock = clock_cost();
+    let each = |took: Duration| took.saturating_sub(clock).as_nanos() as f64 / BATCH as f64;
+    Cost { median: each(spent[spent.len() / 2]), least: each(spent[0]) }
+}
+
+/// What reading the clock adds to a turn.
+fn clock_cost() -> Duration {
+    let mut costs: Vec<Duration> = (0..101).map(|_| Instant::now().elapsed()).collect();
+    costs.sort_unstable();
+    costs[50]
+}
+
+/// The memory port's receive and transmit alone.
+fn source_cost(turns: usize, maker: &mut Maker) -> Cost {
+    let (arena, frames) = Arena::new(1024, false).expect("an arena");
+    let mut pool = Pool::split(frames, 1).pop().expect("a pool");
+    let (mut port, handle) = MemoryPort::new(LinkKind::Ethernet);
+    handle.discard(true);
+    let mut frames = ArrayVec::new();
+    time(
+        turns,
+        || maker.fill(&handle),
+        || {
+            port.receive(&arena, &mut pool, &mut frames);
+            black_box(&mut frames);
+            port.transmit(&arena, &mut pool, &mut frames);
+        },
+    )
+}
+
+struct Arguments {
+    quick: bool,
+    only: String,
+    sas: Vec<u32>,
+    json: Option<String>,
+    turns: Option<usize>,
+    size: String,
+    suite: String,
+}
+
+impl Arguments {
+    fn parse() -> Self {
+        let all: Vec<String> = std::env::args().skip(1).collect();
+        // `cargo test` does not say `--bench`, and wants to see that it works.
+        let bench = all.iter().any(|argument| argument == "--bench");
+        let value = |name: &str| all.windows(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
+        let turns = value("--turns").map(|turns| turns.parse().expect("--turns N"));
+        let quick = all.iter().any(|argument| argument == "--quick");
+        let sas = value("--sas").unwrap_or_else(|| {
+            if !bench || turns.is_some() {
+                "1"
+            } else if quick {
+                "1,100000"
+            } else {
+                "1,1000,100000,1000000"
+            }
+            .to_owned()
+        });
+        Self {
+            quick,
+            only: value("--only").unwrap_or_default(),
+            sas: sas.split(',').map(|count| count.parse().expect("--sas 1,1000")).collect(),
+            json: value("--json"),
+            size: value("--size").unwrap_or_default(),
+            suite: value("--suite").unwrap_or_default(),
+            turns: if bench { turns } else { Some(2) },
+        }
+    }
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let works = [("encap", Work::Encap), ("decap", Work::Decap), ("relay", Work::Relay)];
+    let sizes = [Size::Bytes(64), Size::Bytes(512), Size::Bytes(1400), Size::Imix];
+    let turns = arguments.turns.unwrap_or(if arguments.quick { 2000 } else { 8000 });
+    let mut rows = Vec::new();
+    println!("work   suite                SAs choice   size     net   gross   least  source    Mpps   Gb/s");
+    for (work_name, work) in
+        works.into_iter().filter(|(name, _)| arguments.only.is_empty() || *name == arguments.only)
+    {
+        let suites = if work == Work::Relay || arguments.quick { &SUITES[..1] } else { &SUITES[..] };
+        for suite_name in suites.iter().filter(|name| arguments.suite.is_empty() || **name == arguments.suite)
+        {
+            // Other suites differ in the cipher alone.
+            for sas in arguments.sas.iter().copied().filter(|sas| *sas <= 1000 || *suite_name == SUITES[0]) {
+                let (_state, mut bed) = bed(work, suite_name, sas);
+                let choices = if sas > 1 { &[Choice::Uniform, Choice::Zipf][..] } else { &[Choice::Uniform] };
+                let mut sequence = SequenceCounter::new(1, u64::MAX, true);
+                for choice in choices {
+                    for size in sizes
+                        .into_iter()
+                        .filter(|size| arguments.size.is_empty() || size.name() == arguments.size)
+                    {
+                        let indices = Indices::new(sas, *choice);
+                        let mut maker = Maker::new(work, suite_name, indices, size, sequence);
+                        let choice_name = if *choice == Choice::Uniform { "uniform" } else { "zipf" };
+                        let wire =
+                            if work == Work::Encap { bed.inside[0].clone() } else { bed.outside[0].clone() };
+                        if arguments.turns.is_some() {
+                            for _ in 0..turns {
+                                maker.fill(&wire);
+                                turn(&bed);
+                            }
+                        } else {
+                            let cell = RefCell::new(&mut bed);
+                            let prepare = || {
+                                maker.fill(&wire);
+                                // The main thread's part, sequence numbers to grant, is not the packets' cost.
+                                if maker.made.is_multiple_of(256 * BATCH) {
+                                    cell.borrow_mut().publisher.collect();
+                                }
+                            };
+                            let cost = time(turns, prepare, || turn(&cell.borrow()));
+                            let sent = maker.made;
+                            let source = source_cost(turns, &mut maker);
+                            assert_eq!(bed.all_drops(), 0, "{sent} packets");
+                            let (gross, net) = (cost.median, cost.median - source.median);
+                            let (mpps, gbps) = (1e3 / gross, size.mean() * 8.0 / gross);
+                            println!(
+                                "{work_name:6} {suite_name:16} {sas:>7} {choice_name:8} {:>4} {net:>7.1} {gross:>7.1} {:>7.1} {:>7.1} {mpps:>7.2} {gbps:>6.1}",
+                                size.name(),
+                                cost.least,
+                                source.median,
+                            );
+                            rows.push(format!(
+                                "{{\"work\":\"{work_name}\",\"suite\":\"{suite_name}\",\"sas\":{sas},\"choice\":\"{choice_name}\",\"size\":\"{}\",\"net_ns\":{net:.1},\"gross_ns\":{gross:.1},\"least_ns\":{:.1},\"source_ns\":{:.1},\"mpps\":{mpps:.3},\"gbps\":{gbps:.2}}}",
+                                size.name(), cost.least, source.median,
+                            ));
+                        }
+                        assert_eq!(bed.all_drops(), 0);
+                        bed.publisher.collect();
+                        sequence = maker.sequence;
+                    }
+                }
+            }
+        }
+    }
+    if let Some(path) = arguments.json {
+        let text = format!("[\n{}\n]\n", rows.join(",\n"));
+        if let Err(error) = std::fs::write(&path, text) {
+            panic!("{path}: {error}");
+        }
+    }
+}
+
+fn turn(bed: &Testbed) {
+    let now = *bed.now.borrow();
+    for worker in bed.workers.borrow_mut().iter_mut() {
+        black_box(worker.turn(now));
+    }
+}
