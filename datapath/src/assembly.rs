@@ -8,7 +8,7 @@ use crate::core::{ACQUIRES_PER_SECOND, Core, ICMP_PER_SECOND, Outbox, PortInfo};
 use crate::counters::{SaDrops, WorkerCells};
 use crate::crypto::{Engine, KEY_SLOTS};
 use crate::egress::{Egress, Parking};
-use crate::fib::{Fib, PortIndex, Resolver};
+use crate::fib::{CachedFib, Fib, PortIndex, Resolver};
 use crate::frame::{Arena, Frame, Pool};
 use crate::handoff::{Doorbell, Inbox};
 use crate::outbound::OutboundBatch;
@@ -115,7 +115,7 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
             outbound: Slab::default(),
             spd: Spd::new(),
             relays: RelayTable::default(),
-            fib: Arc::clone(&fib),
+            fib: CachedFib::new(Arc::clone(&fib)),
             resolver: resolver.clone(),
             ports: Arc::clone(&infos),
             host_port,

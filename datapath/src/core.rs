@@ -14,7 +14,7 @@ use crate::command::{Returned, Table};
 use crate::counters::{SaDrops, WorkerCells};
 use crate::crypto::Engine;
 use crate::egress::{Egress, Parking};
-use crate::fib::{Fib, PortIndex, Resolver};
+use crate::fib::{CachedFib, PortIndex, Resolver};
 use crate::frame::{Arena, Frame, Pool};
 use crate::handoff::{Doorbell, Parcel};
 use crate::outbound::OutboundBatch;
@@ -72,7 +72,7 @@ pub struct Core {
     /// Translation entries.
     pub relays: RelayTable,
     /// Routes and neighbours.
-    pub fib: Arc<Fib>,
+    pub fib: CachedFib,
     /// Asks the kernel for neighbours.
     pub resolver: Resolver,
     /// All interfaces.

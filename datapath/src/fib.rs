@@ -13,6 +13,7 @@
 //! after the last change and no more than a quarter of the time: notifications do not tell which of several routes to
 //! one prefix was replaced.
 
+mod cache;
 mod follow;
 
 use std::net::IpAddr;
@@ -23,6 +24,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use postern_wire::ether::Mac;
 use prefix_trie::PrefixMap;
 
+pub use cache::CachedFib;
 pub use follow::{FollowError, Follower, Resolver};
 
 /// Number of an interface of the datapath, the same on all workers.

@@ -35,11 +35,9 @@ pub enum Complaint {
     TimeExceeded,
 }
 
-/// Forwards a packet that came out of a tunnel. `clamp`: the inbound SA, if it clamps the MSS.
-pub fn deliver(core: &mut Core, mut frame: Frame, from: PortIndex, clamp: Option<u32>) {
-    let Ok(flow) = Flow::parse(core.arena.bytes(&frame)) else {
-        return core.discard(frame, from, DropReason::BadInner);
-    };
+/// Forwards a packet that came out of a tunnel, whose `flow` was read there. `clamp`: the inbound SA, if it clamps the
+/// MSS.
+pub fn deliver(core: &mut Core, mut frame: Frame, from: PortIndex, flow: &Flow, clamp: Option<u32>) {
     if let Some(sa) = clamp
         && flow.protocol == Protocol::TCP
         && flow.fragment == Fragment::No
@@ -47,17 +45,17 @@ pub fn deliver(core: &mut Core, mut frame: Frame, from: PortIndex, clamp: Option
     {
         header::clamp_mss(core.arena.bytes_mut(&mut frame), usize::from(flow.header_len), mtu);
     }
-    route(core, frame, from, &flow, Origin::Tunnel, true);
+    route(core, frame, from, flow, Origin::Tunnel, true);
 }
 
 /// Largest inner packet that the way back through the tunnel takes: a peer should not send more either.
-fn tunnel_mtu(core: &Core, sa: u32) -> Option<usize> {
+fn tunnel_mtu(core: &mut Core, sa: u32) -> Option<usize> {
     let pair = core.inbound.rest(sa)?.pair;
-    let outbound = core.outbound.get(pair)?;
     let mtu = match core.fib.lookup(core.outbound.peer(pair)?) {
         Route::Via { mtu, .. } => usize::from(mtu),
         _ => 1500,
     };
+    let outbound = core.outbound.get(pair)?;
     let mtu = outbound.config.path.mtu.map_or(mtu, |limit| mtu.min(usize::from(limit)));
     let header_len = if outbound.config.remote.is_ipv6() { ip6::LEN } else { ip4::MIN_LEN };
     Some(crate::outbound::max_inner(core, outbound, mtu, header_len))
@@ -199,11 +197,11 @@ fn sender_address(core: &Core, frame: &Frame, from: PortIndex, origin: Origin, v
     let inside =
         |port: &PortIndex| core.ports.get(usize::from(port.0)).is_some_and(|info| info.role.is_inside());
     let first = match origin {
-        Origin::Inside => core.fib.address_of(from, v6),
-        Origin::Tunnel => all().filter(inside).find_map(|port| core.fib.address_of(port, v6)),
+        Origin::Inside => core.fib.view().address_of(from, v6),
+        Origin::Tunnel => all().filter(inside).find_map(|port| core.fib.view().address_of(port, v6)),
     };
     first
-        .or_else(|| all().find_map(|port| core.fib.address_of(port, v6)))
+        .or_else(|| all().find_map(|port| core.fib.view().address_of(port, v6)))
         // A node without any address of that family answers in the name of the destination, as a transparent firewall
         // does: the sender learns the MTU all the same.
         .or_else(|| header::destination(core.arena.bytes(frame)))

@@ -53,6 +53,17 @@ pub fn total_len(packet: &[u8]) -> Option<usize> {
     }
 }
 
+/// Whether the checksum of an IPv4 header with its options is right.
+pub fn checksum_ok(packet: &[u8]) -> bool {
+    match packet {
+        // Without options its length is known, and the sum takes no loop.
+        [0x45, ..] => packet
+            .first_chunk::<{ ip4::MIN_LEN }>()
+            .is_some_and(|header| checksum::finish(checksum::sum(header)) == 0),
+        _ => ip4::View::parse(packet).is_ok_and(|view| view.checksum_ok()),
+    }
+}
+
 /// Source address.
 pub fn source(packet: &[u8]) -> Option<IpAddr> {
     address(packet, 12, 8)

@@ -24,11 +24,12 @@ use crate::forward;
 use crate::frame::{Arena, BATCH, Frame};
 use crate::handoff::Parcel;
 use crate::header;
+use crate::prefetch;
 use crate::relay;
 use crate::sad::config::SaKey;
 use crate::sad::lifetime::LifetimeEvent;
 use crate::sad::replay::{Newest, ReplayError};
-use crate::sad::runtime::{Inbound, NO_LINK, Rest};
+use crate::sad::runtime::{Inbound, NO_LINK};
 
 /// IPsec headers that one packet may carry: AH and ESP under it.
 const MAX_DEPTH: u8 = 2;
@@ -93,13 +94,15 @@ enum Next {
     Again,
 }
 
-/// Packets in the inbound stages; columns of equal length.
+/// Packets in the inbound stages; columns of equal length from `lookup` on, before that the first two.
 #[derive(Default)]
 pub struct InboundBatch {
     frames: ArrayVec<Frame, BATCH>,
     arrivals: ArrayVec<Arrival, BATCH>,
     sas: ArrayVec<u32, BATCH>,
     sequences: ArrayVec<u64, BATCH>,
+    /// What was inside, once it is out.
+    flows: ArrayVec<Option<Flow>, BATCH>,
     next: ArrayVec<Next, BATCH>,
 }
 
@@ -118,9 +121,6 @@ impl InboundBatch {
     pub fn push(&mut self, frame: Frame, arrival: Arrival) -> Result<(), Frame> {
         self.frames.try_push(frame).map_err(arrayvec::CapacityError::element)?;
         self.arrivals.push(arrival);
-        self.sas.push(NO_LINK);
-        self.sequences.push(0);
-        self.next.push(Next::Continue);
         Ok(())
     }
 }
@@ -138,23 +138,28 @@ pub fn run(core: &mut Core, batch: &mut InboundBatch) {
 
 /// Finds the SA by protocol and SPI.
 fn lookup(core: &Core, batch: &mut InboundBatch) {
-    for (frame, arrival, sa, sequence, next) in
-        izip!(&batch.frames, &batch.arrivals, &mut batch.sas, &mut batch.sequences, &mut batch.next)
-    {
+    for (frame, arrival) in izip!(&batch.frames, &batch.arrivals) {
         let packet = core.arena.bytes(frame).get(arrival.at()..).unwrap_or_default();
-        let Some((spi, low)) = spi_and_sequence(arrival.protocol, packet) else {
-            *next = Next::Drop(DropReason::Malformed);
-            continue;
-        };
-        *sequence = u64::from(low);
-        match core.spis.get(arrival.protocol, spi) {
-            Some(handle) if handle.worker() == core.id => *sa = handle.index(),
-            Some(handle) if arrival.depth == 0 => *next = Next::HandOff(handle.worker()),
+        let found = spi_and_sequence(arrival.protocol, packet);
+        let next = match found.map(|(spi, _)| core.spis.get(arrival.protocol, spi)) {
+            Some(Some(handle)) if handle.worker() == core.id => {
+                batch.sas.push(handle.index());
+                core.inbound.prefetch(handle.index());
+                Next::Continue
+            }
+            Some(Some(handle)) if arrival.depth == 0 => Next::HandOff(handle.worker()),
             // A bundle's SAs share a worker, so this AH is not the one that the ESP SA wants.
-            Some(_) => *next = Next::Drop(DropReason::BundleMissing),
-            None if arrival.depth == 0 && !core.relays.is_empty() => *next = Next::Relay,
-            None => *next = Next::Drop(DropReason::UnknownSpi),
+            Some(Some(_)) => Next::Drop(DropReason::BundleMissing),
+            Some(None) if arrival.depth == 0 && !core.relays.is_empty() => Next::Relay,
+            Some(None) => Next::Drop(DropReason::UnknownSpi),
+            None => Next::Drop(DropReason::Malformed),
+        };
+        if next != Next::Continue {
+            batch.sas.push(NO_LINK);
         }
+        batch.sequences.push(found.map_or(0, |(_, low)| u64::from(low)));
+        batch.flows.push(None);
+        batch.next.push(next);
     }
 }
 
@@ -167,6 +172,10 @@ fn spi_and_sequence(protocol: IpsecProtocol, packet: &[u8]) -> Option<(Spi, u32)
 
 /// Refuses early what the window would refuse anyway, before any cryptography is spent on it (RFC 4303 section 3.4.3).
 fn precheck(core: &Core, batch: &mut InboundBatch) {
+    for state in batch.sas.iter().filter_map(|sa| core.inbound.get(*sa)) {
+        prefetch::object(&*state.config);
+        state.window.prefetch();
+    }
     for (arrival, sa, sequence, next) in
         izip!(&batch.arrivals, &batch.sas, &mut batch.sequences, &mut batch.next)
     {
@@ -182,10 +191,11 @@ fn precheck(core: &Core, batch: &mut InboundBatch) {
             continue;
         }
         // No AH SA verified the packet and none had to, or the one that the bundle names did.
-        let bundled = match (state.config.is_bundled(), core.inbound.rest(*sa)) {
-            (false, _) => arrival.under == NO_LINK,
-            (true, Some(rest)) => arrival.under == rest.bundle && rest.bundle != NO_LINK,
-            (true, None) => false,
+        let bundled = if state.config.is_plain() || !state.config.is_bundled() {
+            arrival.under == NO_LINK
+        } else {
+            let rest = core.inbound.rest(*sa);
+            rest.is_some_and(|rest| arrival.under == rest.bundle && rest.bundle != NO_LINK)
         };
         if !bundled {
             *next = Next::DropOfSa(DropReason::BundleMissing);
@@ -372,113 +382,133 @@ fn follow(core: &mut Core, sa: u32, source: IpAddr, port: u16) {
 
 /// Takes the IPsec headers off.
 fn decap(core: &mut Core, batch: &mut InboundBatch) {
-    for (frame, arrival, sa, next) in
-        izip!(&mut batch.frames, &mut batch.arrivals, &batch.sas, &mut batch.next)
+    for (frame, arrival, sa, flow, next) in
+        izip!(&mut batch.frames, &mut batch.arrivals, &batch.sas, &mut batch.flows, &mut batch.next)
     {
         if *next != Next::Continue {
             continue;
         }
-        let Some((state, rest)) = core.inbound.both_mut(*sa) else { continue };
-        let event = match strip(&core.arena, frame, arrival, state, rest) {
-            Ok((done, event)) => {
-                if done == Stripped::EspBelow {
-                    arrival.under = *sa;
-                    arrival.depth += 1;
-                    *next = if arrival.depth < MAX_DEPTH {
-                        Next::Again
-                    } else {
-                        Next::DropOfSa(DropReason::NestedTooDeep)
-                    };
-                }
-                event
-            }
-            Err((reason, event)) => {
+        let Some(state) = core.inbound.get_mut(*sa) else { continue };
+        let payload = match find_payload(core.arena.bytes(frame), arrival, &state.config.key) {
+            Ok(payload) => payload,
+            Err(reason) => {
                 *next = Next::DropOfSa(reason);
-                event
+                continue;
             }
         };
-        if let Some(event) = event {
-            let id = state.config.id;
-            if let LifetimeEvent::Hard(_) = event {
-                state.stopped = true;
+        if state.config.is_metered() {
+            if count(core, *sa, payload.len as u64).is_err() {
+                *next = Next::DropOfSa(DropReason::LifetimeExpired);
+                continue;
             }
-            core.event(match event {
-                LifetimeEvent::Soft(kind) => Event::SoftLimit { sa: id, kind },
-                LifetimeEvent::Hard(kind) => Event::HardLimit { sa: id, kind },
-            });
+        } else {
+            state.traffic = state.traffic.with(payload.len as u64);
+        }
+        let Some(state) = core.inbound.get(*sa) else { continue };
+        match strip(&core.arena, frame, arrival, state, payload) {
+            Ok(Stripped::Inner(inner)) => *flow = Some(inner),
+            Ok(Stripped::EspBelow) => {
+                arrival.under = *sa;
+                arrival.depth += 1;
+                *next = if arrival.depth < MAX_DEPTH {
+                    Next::Again
+                } else {
+                    Next::DropOfSa(DropReason::NestedTooDeep)
+                };
+            }
+            Err(reason) => *next = Next::DropOfSa(reason),
         }
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Counts a packet against the limits of its SA (DP-4); an error where it may not pass.
+fn count(core: &mut Core, sa: u32, bytes: u64) -> Result<(), Expired> {
+    let Some((state, rest)) = core.inbound.both_mut(sa) else { return Ok(()) };
+    if state.stopped {
+        // By a packet before it in the same batch.
+        return Err(Expired);
+    }
+    let traffic = state.traffic.with(bytes);
+    let event = rest.account(traffic);
+    let id = state.config.id;
+    let Some(LifetimeEvent::Hard(kind)) = event else {
+        state.traffic = traffic;
+        if let Some(LifetimeEvent::Soft(kind)) = event {
+            core.event(Event::SoftLimit { sa: id, kind });
+        }
+        return Ok(());
+    };
+    state.stopped = true;
+    core.event(Event::HardLimit { sa: id, kind });
+    Err(Expired)
+}
+
+/// A hard limit was reached.
+struct Expired;
+
+/// What an IPsec header had in it.
+#[derive(Clone, Copy)]
+struct Payload {
+    at: usize,
+    len: usize,
+    next_header: Protocol,
+    outer_tos: u8,
+}
+
+/// Finds what was protected in a packet whose ICV was right.
+fn find_payload(packet: &[u8], arrival: &Arrival, key: &SaKey) -> Result<Payload, DropReason> {
+    let outer_tos = header::tos(packet).ok_or(DropReason::Malformed)?;
+    let payload = match key {
+        SaKey::Esp(key) => {
+            let layout = key.layout();
+            let at = arrival.at() + esp::HEADER_LEN + usize::from(layout.iv_len);
+            let end = packet.len().checked_sub(usize::from(layout.icv_len));
+            let plaintext = end.and_then(|end| packet.get(at..end)).ok_or(DropReason::BadLength)?;
+            let trailer = esp::trailer(plaintext).map_err(|_| DropReason::BadPadding)?;
+            Payload { at, len: trailer.payload_len, next_header: trailer.next_header, outer_tos }
+        }
+        SaKey::Ah(_) => {
+            let header = packet.get(arrival.at()..).unwrap_or_default();
+            let parsed = ah::Header::parse(header).map_err(|_| DropReason::Malformed)?;
+            let at = arrival.at() + parsed.len();
+            let len = packet.len().saturating_sub(at);
+            Payload { at, len, next_header: parsed.next_header, outer_tos }
+        }
+    };
+    // RFC 4303 section 2.6: a dummy packet MUST be discarded without prejudice. It came this far to be the MOB-3 update.
+    if payload.next_header == Protocol::NONE { Err(DropReason::Dummy) } else { Ok(payload) }
+}
+
 enum Stripped {
     /// The frame holds the inner packet.
-    Inner,
+    Inner(Flow),
     /// The frame holds the packet without AH; ESP comes next.
     EspBelow,
 }
-
-/// What reached a limit, if anything did.
-type Limit = Option<LifetimeEvent>;
 
 /// Removes one IPsec header; afterwards the frame begins with an IP header again.
 fn strip(
     arena: &Arena,
     frame: &mut Frame,
     arrival: &mut Arrival,
-    state: &mut Inbound,
-    rest: &mut Rest,
-) -> Result<(Stripped, Limit), (DropReason, Limit)> {
-    let fail = |reason| (reason, None);
-    let outer_tos = header::tos(arena.bytes(frame)).ok_or(fail(DropReason::Malformed))?;
-    let (payload_at, payload_len, next_header) = match &state.config.key {
-        SaKey::Esp(key) => {
-            let layout = key.layout();
-            let start = arrival.at() + esp::HEADER_LEN + usize::from(layout.iv_len);
-            let end = frame.len().checked_sub(usize::from(layout.icv_len));
-            let plaintext = end.and_then(|end| arena.bytes(frame).get(start..end));
-            let plaintext = plaintext.ok_or(fail(DropReason::BadLength))?;
-            let trailer = esp::trailer(plaintext).map_err(|_| fail(DropReason::BadPadding))?;
-            (start, trailer.payload_len, trailer.next_header)
-        }
-        SaKey::Ah(_) => {
-            let header = arena.bytes(frame).get(arrival.at()..).unwrap_or_default();
-            let parsed = ah::Header::parse(header).map_err(|_| fail(DropReason::Malformed))?;
-            let start = arrival.at() + parsed.len();
-            (start, frame.len().saturating_sub(start), parsed.next_header)
-        }
-    };
-    // RFC 4303 section 2.6: a dummy packet MUST be discarded without prejudice. It came this far to be the MOB-3 update.
-    if next_header == Protocol::NONE {
-        return Err(fail(DropReason::Dummy));
-    }
-    let traffic = state.traffic.with(payload_len as u64);
-    let event = if state.config.lifetime().is_some() { rest.account(traffic) } else { None };
-    if let Some(LifetimeEvent::Hard(_)) = event {
-        return Err((DropReason::LifetimeExpired, event));
-    }
-    state.traffic = traffic;
+    state: &Inbound,
+    payload: Payload,
+) -> Result<Stripped, DropReason> {
     let config = &state.config;
-    let result = if config.protocol() == IpsecProtocol::Ah && next_header == Protocol::ESP {
-        to_transport(arena, frame, arrival, payload_at, payload_len, next_header).map(|ip_len| {
-            arrival.transport = ip_len;
-            arrival.protocol = IpsecProtocol::Esp;
-            arrival.encapsulated = false;
-            Stripped::EspBelow
-        })
-    } else if config.mode == Mode::Tunnel {
-        to_inner(arena, frame, payload_at, payload_len, next_header, outer_tos).map(|()| Stripped::Inner)
-    } else {
-        to_transport(arena, frame, arrival, payload_at, payload_len, next_header).and_then(|ip_len| {
-            fix_transport(arena, frame, state, usize::from(ip_len), arrival.encapsulated)?;
-            Ok(Stripped::Inner)
-        })
-    };
-    let done = result.map_err(|reason| (reason, event))?;
-    if done == Stripped::Inner {
-        check_inner(arena, frame, state).map_err(|reason| (reason, event))?;
+    let Payload { at, len, next_header, outer_tos } = payload;
+    if config.protocol() == IpsecProtocol::Ah && next_header == Protocol::ESP {
+        arrival.transport = to_transport(arena, frame, arrival, at, len, next_header)?;
+        arrival.protocol = IpsecProtocol::Esp;
+        arrival.encapsulated = false;
+        return Ok(Stripped::EspBelow);
     }
-    Ok((done, event))
+    if config.mode == Mode::Tunnel {
+        to_inner(arena, frame, at, len, next_header, outer_tos)?;
+    } else {
+        let ip_len = to_transport(arena, frame, arrival, at, len, next_header)?;
+        fix_transport(arena, frame, state, usize::from(ip_len), arrival.encapsulated)?;
+    }
+    check_inner(arena, frame, state).map(Stripped::Inner)
 }
 
 /// Tunnel mode: what was protected is an IP packet (RFC 4301 section 5.1.2).
@@ -569,32 +599,44 @@ fn fix_transport(
 }
 
 /// RFC 4301 section 5.2, step 4: the packet must be one that this SA was made for.
-fn check_inner(arena: &Arena, frame: &mut Frame, state: &Inbound) -> Result<(), DropReason> {
+fn check_inner(arena: &Arena, frame: &mut Frame, state: &Inbound) -> Result<Flow, DropReason> {
     let flow = Flow::parse(arena.bytes(frame)).map_err(|_| DropReason::BadInner)?;
     // What follows the packet is traffic flow confidentiality padding (RFC 4303 section 2.7).
     frame.truncate(usize::from(flow.total_len));
     if !state.config.admits(&flow) {
         return Err(DropReason::SelectorMismatch);
     }
-    Ok(())
+    Ok(flow)
 }
 
 /// Sends every packet where its column says, and empties the batch.
 fn dispatch(core: &mut Core, batch: &mut InboundBatch) {
     let mut again = InboundBatch::default();
-    let columns = izip!(batch.frames.drain(..), &batch.arrivals, &batch.sas, &batch.next);
-    for (frame, arrival, sa, next) in columns {
+    let mut relayed = ArrayVec::<(Frame, Arrival), BATCH>::new();
+    for (index, frame) in batch.frames.drain(..).enumerate() {
+        let (Some(arrival), Some(sa), Some(flow), Some(next)) =
+            (batch.arrivals.get(index), batch.sas.get(index), batch.flows.get(index), batch.next.get(index))
+        else {
+            // Not reached: the columns are of equal length.
+            core.pool.give(frame);
+            continue;
+        };
         match next {
             Next::Continue => {
+                let Some(flow) = flow else {
+                    core.discard(frame, arrival.port, DropReason::BadInner);
+                    continue;
+                };
                 let mss = core.inbound.get(*sa).is_some_and(|state| state.config.path.mss_clamp);
-                forward::deliver(core, frame, arrival.port, mss.then_some(*sa));
+                forward::deliver(core, frame, arrival.port, flow, mss.then_some(*sa));
             }
             Next::Drop(reason) => core.discard(frame, arrival.port, *reason),
             Next::DropOfSa(reason) => core.discard_of_sa(frame, arrival.port, *reason, Table::Inbound, *sa),
             Next::HandOff(worker) => {
                 core.hand_off(*worker, arrival.port, Parcel::Inbound { frame, port: arrival.port });
             }
-            Next::Relay => relay::run(core, frame, arrival),
+            // As many as the batch at the most.
+            Next::Relay => relayed.push((frame, *arrival)),
             Next::Again => {
                 if let Err(frame) = again.push(frame, *arrival) {
                     core.discard(frame, arrival.port, DropReason::NoFrame);
@@ -605,7 +647,11 @@ fn dispatch(core: &mut Core, batch: &mut InboundBatch) {
     batch.arrivals.clear();
     batch.sas.clear();
     batch.sequences.clear();
+    batch.flows.clear();
     batch.next.clear();
+    if !relayed.is_empty() {
+        relay::run(core, &mut relayed);
+    }
     if !again.is_empty() {
         run(core, &mut again);
     }

@@ -20,6 +20,7 @@ pub mod header;
 pub mod inbound;
 pub mod outbound;
 pub mod port;
+mod prefetch;
 pub mod publish;
 pub mod relay;
 pub mod reserve;

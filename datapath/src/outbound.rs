@@ -21,6 +21,7 @@ use crate::forward::{self, Complaint, Origin};
 use crate::frame::{Arena, BATCH, Frame};
 use crate::handoff::Parcel;
 use crate::header;
+use crate::prefetch;
 use crate::sad::config::{SaKey, SaShared};
 use crate::sad::lifetime::LifetimeEvent;
 use crate::sad::runtime::{NO_LINK, Outbound};
@@ -65,7 +66,7 @@ enum Next {
     Bypass,
 }
 
-/// Packets in the outbound stages; columns of equal length.
+/// Packets in the outbound stages; columns of equal length from `parse` on, before that the first two.
 #[derive(Default)]
 pub struct OutboundBatch {
     frames: ArrayVec<Frame, GROWN>,
@@ -96,9 +97,12 @@ impl OutboundBatch {
         if self.remaining() == 0 {
             return Err(frame);
         }
-        self.add(frame, cleartext, None, NO_LINK, Route::Unreachable)
+        self.frames.try_push(frame).map_err(arrayvec::CapacityError::element)?;
+        self.cleartexts.push(cleartext);
+        Ok(())
     }
 
+    /// Adds a packet in the middle of the stages.
     fn add(
         &mut self,
         frame: Frame,
@@ -134,21 +138,26 @@ pub fn run(core: &mut Core, batch: &mut OutboundBatch) {
 
 /// Reads the headers that policies ask about.
 fn parse(core: &mut Core, batch: &mut OutboundBatch) {
-    for (frame, flow, next) in izip!(&mut batch.frames, &mut batch.flows, &mut batch.next) {
+    for frame in &mut batch.frames {
         let packet = core.arena.bytes(frame);
-        match Flow::parse(packet) {
+        let (flow, next) = match Flow::parse(packet) {
             // RFC 1812 section 5.2.2: a router must drop a datagram whose header checksum is wrong.
-            Ok(parsed)
-                if parsed.source.is_ipv4() && !ip4::View::parse(packet).is_ok_and(|v| v.checksum_ok()) =>
-            {
-                *next = Next::Drop(DropReason::BadIpChecksum);
+            Ok(flow) if flow.source.is_ipv4() && !header::checksum_ok(packet) => {
+                (None, Next::Drop(DropReason::BadIpChecksum))
             }
-            Ok(parsed) => {
-                frame.truncate(usize::from(parsed.total_len));
-                *flow = Some(parsed);
+            Ok(flow) => {
+                frame.truncate(usize::from(flow.total_len));
+                (Some(flow), Next::Continue)
             }
-            Err(_) => *next = Next::Drop(DropReason::Malformed),
-        }
+            Err(_) => (None, Next::Drop(DropReason::Malformed)),
+        };
+        batch.flows.push(flow);
+        batch.next.push(next);
+        batch.sas.push(NO_LINK);
+        batch.routes.push(Route::Unreachable);
+        batch.numbers.push(None);
+        batch.ah_numbers.push(None);
+        batch.at.push(0);
     }
 }
 
@@ -160,6 +169,7 @@ fn select(core: &mut Core, batch: &mut OutboundBatch) {
         *next = match core.spd.lookup(flow) {
             Verdict::Protect(_, Some(handle)) if handle.worker() == core.id => {
                 *sa = handle.index();
+                core.outbound.prefetch(*sa);
                 Next::Continue
             }
             Verdict::Protect(_, Some(handle)) => Next::HandOff(handle.worker()),
@@ -184,18 +194,22 @@ fn select(core: &mut Core, batch: &mut OutboundBatch) {
 
 /// Makes packets fit the path: clamps the MSS, fragments what may be, and complains about the rest (RFC 4301 section 8).
 fn fit(core: &mut Core, batch: &mut OutboundBatch) {
+    for state in batch.sas.iter().filter_map(|sa| core.outbound.get(*sa)) {
+        prefetch::object(&*state.config);
+    }
     let arrived = batch.frames.len();
     for index in 0..arrived {
-        let (Some(Next::Continue), Some(Some(flow)), Some(sa), Some(cleartext)) = (
+        let (Some(Next::Continue), Some(Some(flow)), Some(sa), Some(cleartext), Some(frame)) = (
             batch.next.get(index),
-            batch.flows.get(index).copied(),
+            batch.flows.get(index),
             batch.sas.get(index),
             batch.cleartexts.get(index),
+            batch.frames.get_mut(index),
         ) else {
             continue;
         };
         let (sa, cleartext) = (*sa, *cleartext);
-        let Some(state) = core.outbound.get(sa) else {
+        let Some((state, peer)) = core.outbound.get(sa).zip(core.outbound.peer(sa)) else {
             set(&mut batch.next, index, Next::Drop(DropReason::SaMissing));
             continue;
         };
@@ -204,11 +218,10 @@ fn fit(core: &mut Core, batch: &mut OutboundBatch) {
             set(&mut batch.next, index, Next::DropOfSa(DropReason::Fragment));
             continue;
         }
-        let route = outer_route(core, sa);
+        let route = core.fib.lookup(peer);
         set(&mut batch.routes, index, route);
         let limit = max_inner(core, state, path_mtu(state, route), usize::from(flow.header_len));
         let (clamp, tunnel) = (state.config.path.mss_clamp, state.config.mode == Mode::Tunnel);
-        let Some(frame) = batch.frames.get_mut(index) else { continue };
         if clamp && flow.protocol == Protocol::TCP && flow.fragment == Fragment::No {
             header::clamp_mss(core.arena.bytes_mut(frame), usize::from(flow.header_len), limit);
         }
@@ -265,11 +278,6 @@ fn fragment(
     }
 }
 
-/// The way to the peer.
-fn outer_route(core: &Core, sa: u32) -> Route {
-    core.outbound.peer(sa).map_or(Route::Unreachable, |peer| core.fib.lookup(peer))
-}
-
 fn path_mtu(state: &Outbound, route: Route) -> usize {
     let mtu = match route {
         Route::Via { mtu, .. } => usize::from(mtu),
@@ -307,8 +315,9 @@ pub fn max_inner(core: &Core, state: &Outbound, mtu: usize, header_len: usize) -
                 + esp::HEADER_LEN
                 + usize::from(layout.iv_len)
                 + usize::from(layout.icv_len);
+            // Blocks are powers of two, which a division would not know.
             let block = usize::from(layout.block).max(4);
-            let room = mtu.saturating_sub(fixed) / block * block;
+            let room = mtu.saturating_sub(fixed) & block.wrapping_neg();
             room.saturating_sub(esp::TRAILER_LEN) + kept
         }
     }
@@ -323,8 +332,9 @@ fn number(core: &mut Core, batch: &mut OutboundBatch) {
             continue;
         }
         let bytes = frame.len() as u64;
-        let bundle = core.outbound.get(*sa).map_or(NO_LINK, |state| state.bundle);
-        if core.outbound.get(*sa).is_some_and(|state| state.config.is_bundled() && bundle == NO_LINK) {
+        let (bundle, bundled) =
+            core.outbound.get(*sa).map_or((NO_LINK, false), |sa| (sa.bundle, sa.config.is_bundled()));
+        if bundled && bundle == NO_LINK {
             *next = Next::DropOfSa(DropReason::BundleMissing);
             continue;
         }
@@ -342,7 +352,21 @@ fn number(core: &mut Core, batch: &mut OutboundBatch) {
 }
 
 /// Draws one number from an SA, within its limits (DP-4).
+#[inline]
 fn draw(core: &mut Core, sa: u32, bytes: u64) -> Result<Reserved, DropReason> {
+    let now = core.now;
+    let state = core.outbound.get_mut(sa).ok_or(DropReason::SaMissing)?;
+    let room = state.sequence.remaining();
+    if !state.stopped && !state.config.is_metered() && (room > RESERVE_LOW || state.reserving && room > 0) {
+        state.traffic = state.traffic.with(bytes);
+        state.last_used = now;
+        return state.sequence.reserve().map_err(|_| DropReason::SequenceNotReserved);
+    }
+    draw_with_care(core, sa, bytes)
+}
+
+/// The same, where a limit is near or there are limits to be counted against.
+fn draw_with_care(core: &mut Core, sa: u32, bytes: u64) -> Result<Reserved, DropReason> {
     let now = core.now;
     let (state, rest) = core.outbound.both_mut(sa).ok_or(DropReason::SaMissing)?;
     if state.stopped {
@@ -351,7 +375,7 @@ fn draw(core: &mut Core, sa: u32, bytes: u64) -> Result<Reserved, DropReason> {
     }
     let id = state.config.id;
     let traffic = state.traffic.with(bytes);
-    let event = if state.config.lifetime().is_some() { rest.account(traffic) } else { None };
+    let event = if state.config.is_metered() { rest.account(traffic) } else { None };
     let drawn = match event {
         Some(LifetimeEvent::Hard(_)) => {
             state.stopped = true;
@@ -412,9 +436,13 @@ fn encap(core: &mut Core, batch: &mut OutboundBatch) {
         };
         let bundle = core.outbound.get(state.bundle).zip(ah_number.as_ref());
         let forwarded = cleartext.came == Came::Forwarded;
-        let built =
-            Headers { state, peer, bundle: bundle.map(|(state, number)| (&*state.config, number)), number }
-                .write(&core.arena, frame, flow, forwarded);
+        let bundle = bundle.map(|(state, number)| (&*state.config, number));
+        let headers = Headers { state, peer, bundle, number };
+        let built = if state.config.is_plain() {
+            headers.write_plain(&core.arena, frame, flow, forwarded)
+        } else {
+            headers.write(&core.arena, frame, flow, forwarded)
+        };
         match built {
             Some(offset) => *at = offset,
             None => *next = Next::DropOfSa(DropReason::EgressMtu),
@@ -431,6 +459,47 @@ struct Headers<'a> {
 }
 
 impl Headers<'_> {
+    /// [`Self::write`] of a plain SA: the usual case, in one pass.
+    #[inline]
+    fn write_plain(&self, arena: &Arena, frame: &mut Frame, flow: &Flow, forwarded: bool) -> Option<u16> {
+        let config = &*self.state.config;
+        let SaKey::Esp(key) = &config.key else { return None };
+        let layout = key.layout();
+        let (inner, ip_len) = (
+            if flow.source.is_ipv6() { Protocol::IPV6 } else { Protocol::IPV4 },
+            if self.peer.is_ipv6() { ip6::LEN } else { ip4::MIN_LEN },
+        );
+        let (after_ip, at) = match config.encap {
+            Some(_) => (Protocol::UDP, ip_len + udp::LEN),
+            None => (Protocol::ESP, ip_len),
+        };
+        if forwarded {
+            header::decrement_ttl(arena.bytes_mut(frame))?;
+        }
+        let payload = frame.len();
+        let trailer = usize::from(esp::padding(payload, usize::from(layout.block))) + esp::TRAILER_LEN;
+        let front = at + esp::HEADER_LEN + usize::from(layout.iv_len);
+        frame.grow_front(front)?;
+        frame.grow_back(trailer + usize::from(layout.icv_len))?;
+        let bytes = arena.bytes_mut(frame);
+        self.outer(bytes, flow, config.local, self.peer, after_ip)?;
+        let (front, rest) = bytes.split_at_mut_checked(front)?;
+        esp::write_trailer(rest.get_mut(payload..payload + trailer)?, inner)?;
+        let (ip, header) = front.split_at_mut_checked(at)?;
+        esp::Header { spi: config.spi.on_wire, sequence: self.number.low() }.emit(header)?;
+        if let Some(encap) = config.encap {
+            let len = udp::LEN + header.len() + rest.len();
+            udp::Header {
+                source_port: encap.local_port,
+                destination_port: self.state.peer_port,
+                length: u16::try_from(len).ok()?,
+                checksum: 0,
+            }
+            .emit(ip.get_mut(ip_len..)?)?;
+        }
+        u16::try_from(at).ok()
+    }
+
     /// Gives the offset of the ESP header, or of the AH header of an SA without ESP. `None` when the frame has no room.
     fn write(&self, arena: &Arena, frame: &mut Frame, flow: &Flow, forwarded: bool) -> Option<u16> {
         let config = &self.state.config;
@@ -619,6 +688,9 @@ fn finish(core: &mut Core, batch: &mut OutboundBatch) {
         }
         let (Some(state), Some(peer)) = (outbound.get(*sa), outbound.peer(*sa)) else { continue };
         let config = &*state.config;
+        if config.is_plain() && (config.encap.is_none() || peer.is_ipv4()) {
+            continue;
+        }
         let bundle = outbound.get(state.bundle).map(|bundle| &*bundle.config);
         let ah = match &config.key {
             SaKey::Ah(_) => Some(config).zip(number.take()),
@@ -700,15 +772,18 @@ fn to_wire(packet: &mut [u8], config: &SaShared, peer: IpAddr, at: usize) -> Opt
 
 /// Sends every packet where its column says, and empties the batch.
 fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
-    let columns = izip!(
-        batch.frames.drain(..),
-        &batch.cleartexts,
-        &batch.flows,
-        &batch.sas,
-        &batch.routes,
-        &batch.next
-    );
-    for (frame, cleartext, flow, sa, route, next) in columns {
+    for (index, frame) in batch.frames.drain(..).enumerate() {
+        let (Some(cleartext), Some(flow), Some(sa), Some(route), Some(next)) = (
+            batch.cleartexts.get(index),
+            batch.flows.get(index),
+            batch.sas.get(index),
+            batch.routes.get(index),
+            batch.next.get(index),
+        ) else {
+            // Not reached: the columns are of equal length.
+            core.pool.give(frame);
+            continue;
+        };
         let port = cleartext.port;
         match (next, flow) {
             (Next::Continue, _) => transmit(core, frame, port, *sa, *route),

@@ -461,7 +461,7 @@ impl Publisher {
         self.send(handle.worker(), Command::Take(table, handle.index()));
         if let Some(print) = key_name(&config) {
             self.outbound_keys.remove(&print, id);
-            if !config.static_keys {
+            if !config.has_static_keys() {
                 // These keys never come back, so neither can their numbers. A failed write leaves a record too many.
                 let _ = self.ledger.forget(&[print]);
             }

@@ -3,8 +3,11 @@
 //! No crypto stage is reachable from here, and nothing in an entry could feed one. A packet keeps its length, unless
 //! the two sides differ in UDP encapsulation (RLY-11).
 
+mod ways;
+
 use std::net::IpAddr;
 
+use arrayvec::ArrayVec;
 use hashbrown::HashMap;
 use postern_contract::counters::{DropReason, RelayCounters};
 use postern_contract::relay::{Partition, RelayEntry, RelayId};
@@ -16,17 +19,40 @@ use crate::core::Core;
 use crate::egress;
 use crate::fib::Route;
 use crate::forward;
-use crate::frame::{Arena, Frame};
+use crate::frame::{Arena, BATCH, Frame};
 use crate::header;
 use crate::inbound::Arrival;
+use crate::relay::ways::{Key as WayKey, Ways};
 
 /// One translation entry with its counters.
 #[derive(Debug)]
 pub struct Entry {
     /// As control described it.
     pub entry: RelayEntry,
-    /// What went through.
-    pub counters: RelayCounters,
+    /// What went through, without what its ways counted.
+    counters: RelayCounters,
+    /// Towards the gateway and towards the client; none for what is not usual.
+    ways: [Option<u32>; 2],
+}
+
+impl Entry {
+    fn counters(&self, ways: &Ways) -> RelayCounters {
+        let mut counters = self.counters.clone();
+        for (way, towards) in self.ways.iter().zip([Towards::Gateway, Towards::Client]) {
+            let (packets, bytes) = way.map_or((0, 0), |way| ways.counted(way));
+            count(&mut counters, towards, packets, bytes);
+        }
+        counters
+    }
+}
+
+fn count(counters: &mut RelayCounters, towards: Towards, packets: u64, bytes: u64) {
+    let (all_packets, all_bytes) = match towards {
+        Towards::Gateway => (&mut counters.to_gateway_packets, &mut counters.to_gateway_bytes),
+        Towards::Client => (&mut counters.to_client_packets, &mut counters.to_client_bytes),
+    };
+    *all_packets += packets;
+    *all_bytes += bytes;
 }
 
 /// Which way a packet goes.
@@ -44,6 +70,8 @@ type Key = (IpsecProtocol, Spi, IpAddr);
 pub struct RelayTable {
     entries: HashMap<RelayId, Box<Entry>>,
     by_spi: HashMap<Key, (RelayId, Towards)>,
+    /// The short way for most packets.
+    ways: Ways,
 }
 
 /// What packets of one partition are found by.
@@ -72,18 +100,24 @@ impl RelayTable {
     pub fn put(&mut self, entry: RelayEntry) -> Option<Box<Entry>> {
         let old = self.remove(entry.id);
         let counters = old.as_ref().map(|old| old.counters.clone()).unwrap_or_default();
+        let ways =
+            [self.ways.put(&entry.client, &entry.gateway), self.ways.put(&entry.gateway, &entry.client)];
         for (partition, towards) in [(&entry.client, Towards::Gateway), (&entry.gateway, Towards::Client)] {
             if let Some(key) = key(partition) {
                 self.by_spi.insert(key, (entry.id, towards));
             }
         }
-        self.entries.insert(entry.id, Box::new(Entry { entry, counters }));
+        self.entries.insert(entry.id, Box::new(Entry { entry, counters, ways }));
         old
     }
 
     /// Removes an entry.
     pub fn remove(&mut self, id: RelayId) -> Option<Box<Entry>> {
-        let old = self.entries.remove(&id)?;
+        let mut old = self.entries.remove(&id)?;
+        old.counters = old.counters(&self.ways);
+        for way in std::mem::take(&mut old.ways).into_iter().flatten() {
+            self.ways.take(way);
+        }
         for partition in [&old.entry.client, &old.entry.gateway] {
             if let Some(key) = key(partition)
                 && self.by_spi.get(&key).is_some_and(|(owner, _)| *owner == id)
@@ -96,12 +130,41 @@ impl RelayTable {
 
     /// Counters of all entries.
     pub fn counters(&self) -> Vec<(RelayId, RelayCounters)> {
-        self.entries.iter().map(|(id, entry)| (*id, entry.counters.clone())).collect()
+        self.entries.iter().map(|(id, entry)| (*id, entry.counters(&self.ways))).collect()
     }
 }
 
-/// Translates one packet and sends it on: lookup → translate → route → rewrite.
-pub fn run(core: &mut Core, mut frame: Frame, arrival: &Arrival) {
+/// Translates a batch and sends it on, by the short way where there is one: lookup → translate → route → rewrite.
+pub fn run(core: &mut Core, packets: &mut ArrayVec<(Frame, Arrival), BATCH>) {
+    let Core { arena, relays, .. } = core;
+    let mut keys = ArrayVec::<Option<WayKey>, BATCH>::new();
+    for (frame, arrival) in packets.iter() {
+        let usual = arrival.protocol == IpsecProtocol::Esp && !arrival.encapsulated;
+        let key = WayKey::of(arena.bytes(frame), usize::from(arrival.transport)).filter(|_| usual);
+        if let Some(key) = key {
+            relays.ways.prefetch(key);
+        }
+        keys.push(key);
+    }
+    let find = |key: &Option<WayKey>| key.and_then(|key| relays.ways.find(key));
+    let places: ArrayVec<Option<u32>, BATCH> = keys.iter().map(find).collect();
+    for ((mut frame, arrival), place) in packets.drain(..).zip(places) {
+        let Core { arena, relays, fib, .. } = core;
+        let packet = arena.bytes_mut(&mut frame);
+        let at = usize::from(arrival.transport);
+        let done = place.and_then(|place| relays.ways.translate(place, packet, at));
+        match done {
+            Some(destination) => {
+                let route = fib.lookup(destination.into());
+                send(core, frame, &arrival, route);
+            }
+            None => run_one(core, frame, &arrival),
+        }
+    }
+}
+
+/// The same with a packet for which there is no short way, or that it leaves alone.
+fn run_one(core: &mut Core, mut frame: Frame, arrival: &Arrival) {
     let port = arrival.port;
     match translate(core, &mut frame, arrival) {
         Ok(route) => send(core, frame, arrival, route),
@@ -132,13 +195,7 @@ fn translate(core: &mut Core, frame: &mut Frame, arrival: &Arrival) -> Result<Ro
     let inner_esp = under_ah(packet, at, &from, arrival.protocol)?;
     let route = fib.lookup(to.peer);
     rewrite(arena, frame, arrival, inner_esp, &from, &to)?;
-    let counters = &mut entry.counters;
-    let (packets, total) = match towards {
-        Towards::Gateway => (&mut counters.to_gateway_packets, &mut counters.to_gateway_bytes),
-        Towards::Client => (&mut counters.to_client_packets, &mut counters.to_client_bytes),
-    };
-    *packets += 1;
-    *total += bytes;
+    count(&mut entry.counters, *towards, 1, bytes);
     Ok(route)
 }
 

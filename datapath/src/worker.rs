@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use postern_contract::counters::DropReason;
 use postern_contract::settings::Idle;
 use postern_wire::steer::{Class, Classified, Link, classify};
-use postern_wire::{ip4, udp};
+use postern_wire::udp;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::command::{Command, Returned, SaSnapshot, Table};
@@ -390,7 +390,7 @@ fn arrive(
         return Err(DropReason::Malformed);
     }
     // RFC 1122 section 3.2.1.2: "A host MUST verify the IP header checksum on every received datagram".
-    if !classified.v6 && !ip4::View::parse(packet).is_ok_and(|view| view.checksum_ok()) {
+    if !classified.v6 && !crate::header::checksum_ok(packet) {
         return Err(DropReason::BadIpChecksum);
     }
     let arrival = Arrival::new(port, classified, packet).ok_or(DropReason::Malformed)?;
@@ -496,7 +496,7 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
             }
         }
         Command::Fib(fib) => {
-            let old = std::mem::replace(&mut core.fib, fib);
+            let old = core.fib.replace(fib);
             core.send(Returned::Fib(old));
             egress::unpark(core);
         }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use postern_contract::request::Refusal;
 use postern_contract::sa::{
-    AddressRange, Direction, DscpPolicy, IpsecProtocol, Lifetime, Mode, PathPolicy, SaConfig, SaId, Selector,
-    UdpEncap,
+    AddressRange, Direction, DscpPolicy, IpsecProtocol, Lifetime, Limits, Mode, PathPolicy, SaConfig, SaId,
+    Selector, UdpEncap,
 };
 use postern_contract::{Generation, Translation};
 use postern_wire::flow::Flow;
@@ -61,8 +61,8 @@ pub struct SaShared {
     pub esn: bool,
     /// MOB-2.
     pub follow_peer: bool,
-    /// The reservation of sequence numbers outlives the SA.
-    pub static_keys: bool,
+    /// What decides on each packet's way through the stages; see [`Self::is_plain`].
+    shape: u8,
     /// Size of the anti-replay window.
     pub replay_window: u16,
     /// Where the runtime half is; the publisher's, who sets it before a worker sees the SA.
@@ -80,6 +80,10 @@ pub struct SaShared {
 // With the reference counts in front and the allocator's word 224 bytes.
 const _: () = assert!(size_of::<SaShared>() == 192);
 
+/// Bits of `shape`.
+const PLAIN: u8 = 1;
+const METERED: u8 = 2;
+
 /// What only SAs of one direction have.
 #[derive(Debug)]
 enum Side {
@@ -95,6 +99,8 @@ struct Rare {
     /// What the ICV covers in place of `local` and `remote`, behind a relay (RLY-2).
     authenticated: Option<(IpAddr, IpAddr)>,
     lifetime: Lifetime,
+    /// The reservation of sequence numbers outlives the SA.
+    static_keys: bool,
     /// The other SA of the bundle.
     bundle: Option<SaId>,
 }
@@ -189,7 +195,15 @@ impl SaShared {
         };
         let authenticated = (local.is_translated() || remote.is_translated())
             .then_some((local.authenticated, remote.authenticated));
-        let rare = authenticated.is_some() || bundle.is_some() || *lifetime != Lifetime::default();
+        let plain = matches!(key, SaKey::Esp(_))
+            && *mode == Mode::Tunnel
+            && !spi.is_translated()
+            && authenticated.is_none()
+            && bundle.is_none();
+        let counts = |limits: &Limits| limits.packets.is_some() || limits.bytes.is_some();
+        let metered = counts(&lifetime.soft) || counts(&lifetime.hard);
+        let rare =
+            authenticated.is_some() || bundle.is_some() || *static_keys || *lifetime != Lifetime::default();
         Ok(Self {
             key,
             id: *id,
@@ -202,7 +216,7 @@ impl SaShared {
             mode: *mode,
             esn: *esn,
             follow_peer: *follow_peer,
-            static_keys: *static_keys,
+            shape: if plain { PLAIN } else { 0 } | if metered { METERED } else { 0 },
             replay_window: *replay_window,
             handle: Handle::NOWHERE,
             installed: 0,
@@ -212,7 +226,14 @@ impl SaShared {
                 Direction::Inbound => Side::Inbound(Selectors::new(selectors)),
                 Direction::Outbound => Side::Outbound(fingerprint(suite)),
             },
-            rare: rare.then(|| Box::new(Rare { authenticated, lifetime: *lifetime, bundle: *bundle })),
+            rare: rare.then(|| {
+                Box::new(Rare {
+                    authenticated,
+                    lifetime: *lifetime,
+                    static_keys: *static_keys,
+                    bundle: *bundle,
+                })
+            }),
         })
     }
 
@@ -249,6 +270,21 @@ impl SaShared {
             SaKey::Esp(_) => IpsecProtocol::Esp,
             SaKey::Ah(_) => IpsecProtocol::Ah,
         }
+    }
+
+    /// ESP alone, in tunnel mode and with nothing to be translated: what the stages have a short way for.
+    pub const fn is_plain(&self) -> bool {
+        self.shape & PLAIN != 0
+    }
+
+    /// Has a limit of packets or bytes, so that each packet is to be counted against it.
+    pub const fn is_metered(&self) -> bool {
+        self.shape & METERED != 0
+    }
+
+    /// Whether the reservation of sequence numbers outlives the SA.
+    pub fn has_static_keys(&self) -> bool {
+        self.rare.as_deref().is_some_and(|rare| rare.static_keys)
     }
 
     /// Whether the other SA of a bundle must be applied or must have been verified.

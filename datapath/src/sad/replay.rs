@@ -11,6 +11,8 @@
 
 use core::slice;
 
+use crate::prefetch;
+
 /// Why a sequence number is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplayError {
@@ -91,6 +93,16 @@ impl ReplayWindow {
     /// Numbers that the window spans; 0 if nothing is checked.
     pub const fn size(&self) -> u16 {
         self.size
+    }
+
+    /// Asks for the memory of the bits around the highest number.
+    #[inline]
+    pub fn prefetch(&self) {
+        if let Bits::Heap(words) = &self.bits
+            && let Some(word) = words.get(word_index(self.top, words.len()))
+        {
+            prefetch::object(word);
+        }
     }
 
     /// The full sequence number of a packet that carries `low`; without ESN that is `low` itself.

@@ -4,6 +4,8 @@
 //! worker only puts, takes and looks up. An object is in two parts, so that what every packet touches lies together and
 //! the rest does not come with it into the cache.
 
+use crate::prefetch;
+
 /// Entries of one page. Growing allocates a page, not twice the table.
 const PAGE: usize = 256;
 
@@ -46,6 +48,15 @@ impl<T, R> Slab<T, R> {
     pub fn get(&self, index: u32) -> Option<&T> {
         let (page, row) = place(index);
         self.pages.get(page)?.objects.get(row)?.as_ref()
+    }
+
+    /// Asks for the memory of the object at `index`, without its rest.
+    #[inline]
+    pub fn prefetch(&self, index: u32) {
+        let (page, row) = place(index);
+        if let Some(object) = self.pages.get(page).and_then(|page| page.objects.get(row)) {
+            prefetch::object(object);
+        }
     }
 
     /// The object at `index`, without its rest.

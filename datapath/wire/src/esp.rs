@@ -37,6 +37,11 @@ impl Header {
 /// 256; a block that is no multiple of 4 is rounded up to one.
 pub fn padding(payload_len: usize, block: usize) -> u8 {
     let align = block.clamp(4, 256).next_multiple_of(4);
+    if align.is_power_of_two() {
+        // All blocks there are; the general case costs three divisions.
+        let used = payload_len.wrapping_add(TRAILER_LEN);
+        return u8::try_from(used.wrapping_neg() & (align - 1)).unwrap_or(u8::MAX);
+    }
     // Both terms are reduced first, so that no length overflows.
     let used = (payload_len % align + TRAILER_LEN) % align;
     u8::try_from((align - used) % align).unwrap_or(u8::MAX)
