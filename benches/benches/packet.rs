@@ -97,8 +97,12 @@ impl Size {
 
 const SUITES: [&str; 4] = ["aes128gcm16", "aes256gcm16", "chacha20poly1305", "aes128-sha256"];
 
-fn suite(name: &str) -> Suite {
-    let key = |len: usize| Secret::new((0..len).map(|n| n as u8 ^ 0x5a).collect::<Vec<u8>>());
+/// `seed` tells keys apart: outbound SAs must not share any.
+fn suite(name: &str, seed: u32) -> Suite {
+    let key = |len: usize| {
+        let seed = seed.to_be_bytes();
+        Secret::new((0..len).map(|n| n as u8 ^ seed[n % 4]).collect::<Vec<u8>>())
+    };
     let aead = |encryption, len| (encryption, key(len), Integrity::None, Secret::empty());
     let (encryption, encryption_key, integrity, integrity_key) = match name {
         "aes128gcm16" => aead(Encryption::AesGcm16, 20),
@@ -227,7 +231,7 @@ struct Maker {
 
 impl Maker {
     fn new(work: Work, suite_name: &str, indices: Indices, size: Size, sequence: SequenceCounter) -> Self {
-        let key = EspKey::new(&suite(suite_name)).expect("a key");
+        let key = EspKey::new(&suite(suite_name, 0)).expect("a key");
         let engine = Engine::select(16).expect("an engine");
         Self { work, indices, size, engine, key, sequence, made: 0, frame: Vec::new() }
     }
@@ -299,9 +303,9 @@ fn bed(work: Work, suite_name: &str, sas: u32) -> (tempfile::TempDir, Testbed) {
     for chunk in numbers.chunks(1024) {
         let operations = chunk.iter().flat_map(|number| match work {
             Work::Encap => {
-                vec![sa(*number, Direction::Outbound, suite(suite_name)), policy(*number)]
+                vec![sa(*number, Direction::Outbound, suite(suite_name, *number)), policy(*number)]
             }
-            Work::Decap => vec![sa(*number, Direction::Inbound, suite(suite_name))],
+            Work::Decap => vec![sa(*number, Direction::Inbound, suite(suite_name, 0))],
             Work::Relay => vec![relay_entry(*number)],
         });
         for done in bed.apply(operations.collect()) {
