@@ -187,8 +187,17 @@ impl Desired {
 
     /// Takes over the keys of `config`.
     pub fn new(config: Config) -> Self {
-        let Config { datapath: _, control: _, tunnels, policies, relays, ike: _, holds_keys: _, warnings: _ } =
-            config;
+        let Config {
+            datapath: _,
+            control: _,
+            tunnels,
+            policies,
+            relays,
+            ike: _,
+            recovery: _,
+            holds_keys: _,
+            warnings: _,
+        } = config;
         let mut desired = Self::default();
         for tunnel in tunnels {
             desired.add_tunnel(tunnel);

@@ -25,6 +25,7 @@ use tokio::net::TcpListener;
 use crate::admin::server::Daemon;
 use crate::admin::{State, TunnelRow};
 use crate::datapath::supervisor::Glance;
+use crate::recovery::Report;
 
 /// A scrape that takes longer than this is given up: Prometheus itself waits 10 s.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -43,6 +44,8 @@ pub struct Snapshot {
     pub tunnels: Vec<TunnelRow>,
     /// IKE, if it runs.
     pub ike: Option<IkeTotals>,
+    /// Recovery from resets, if IKE runs.
+    pub recovery: Option<Report>,
 }
 
 /// IKE in numbers.
@@ -89,12 +92,15 @@ pub fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
 impl Collector for Snapshot {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
         let mut page = Page(encoder);
-        let Self { uptime_seconds, datapath, tunnels, ike } = self;
+        let Self { uptime_seconds, datapath, tunnels, ike, recovery } = self;
         page.gauge("control_uptime_seconds", "Time since the start of control", *uptime_seconds)?;
         page.datapath(datapath)?;
         page.tunnels(tunnels)?;
-        match ike {
-            Some(totals) => page.ike(totals),
+        if let Some(totals) = ike {
+            page.ike(totals)?;
+        }
+        match recovery {
+            Some(report) => page.recovery(report),
             None => Ok(()),
         }
     }
@@ -239,6 +245,40 @@ impl Page<'_> {
     }
 }
 
+impl Page<'_> {
+    fn recovery(&mut self, report: &Report) -> fmt::Result {
+        if let Some(stats) = &report.backup {
+            self.gauge("backup_records", "IKE SAs in the backup", stats.records)?;
+            self.gauge("backup_bytes", "Size of the backup", stats.bytes)?;
+            self.gauge(
+                "backup_failing",
+                "Whether the backup cannot be written",
+                stats.problem.is_some().into(),
+            )?;
+            self.counter("backup_changes", "Records written to the backup", stats.changes)?;
+            let nanoseconds = |per_thousand| {
+                let time = stats.latency.quantile(per_thousand).unwrap_or_default();
+                u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+            };
+            let quantiles = [("0.5", 500), ("0.99", 990)];
+            let series = quantiles.map(|(name, part)| ([("quantile", name)], nanoseconds(part)));
+            self.gauges("backup_durable_nanoseconds", "Time until a record is durable", series)?;
+        }
+        let Some(burst) = &report.burst else { return Ok(()) };
+        let series = [
+            ("told", burst.told),
+            ("sent", burst.sent),
+            ("expired", burst.expired),
+            ("unanswered", burst.unanswered),
+            ("superseded", burst.superseded),
+            ("waiting", burst.waiting),
+            ("under_way", burst.under_way),
+        ];
+        let series = series.map(|(state, count)| ([("state", state)], count));
+        self.gauges("recovery_ike_sas", "IKE SAs of before the reset, by what became of them", series)
+    }
+}
+
 /// Prefix of the counters of messages that were not acted on.
 const IGNORED: &str = "ignored_";
 
@@ -251,6 +291,7 @@ mod tests {
     use postern_contract::settings::Role;
 
     use super::*;
+    use crate::recovery::{BurstReport, Cause, Stats};
 
     fn snapshot() -> Snapshot {
         let port = PortStatus {
@@ -304,6 +345,14 @@ mod tests {
                 child_sas: 1,
                 counters: vec![("established".to_owned(), 8), ("ignored_spi".to_owned(), 6)],
             }),
+            recovery: Some(Report {
+                cause: Cause::Crashed,
+                cause_text: String::new(),
+                burst: Some(BurstReport { told: 5, waiting: 3, ..BurstReport::default() }),
+                adopted: 0,
+                backup: Some(Stats { records: 2, ..Stats::default() }),
+                problems: Vec::new(),
+            }),
         }
     }
 
@@ -326,6 +375,8 @@ mod tests {
             "postern_ike_sas 2",
             "postern_ike_total{kind=\"established\"} 8",
             "postern_ike_ignored_total{reason=\"spi\"} 6",
+            "postern_backup_records 2",
+            "postern_recovery_ike_sas{state=\"told\"} 5",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -1,6 +1,7 @@
 //! The answers of the management protocol as text for people.
 
 mod ike;
+mod recovery;
 
 use core::fmt::Write;
 use std::collections::BTreeMap;
@@ -12,6 +13,7 @@ use crate::table::{Table, bytes, count, duration};
 use postern_contract::request::{Latency, SteerStatus};
 
 pub use ike::event;
+pub use recovery::burst_line;
 
 /// Any answer.
 pub fn answer(answer: &Answer) -> String {
@@ -27,6 +29,7 @@ pub fn answer(answer: &Answer) -> String {
         Answer::Connections(rows) => ike::connections(rows),
         Answer::Explanation(facts) => ike::explanation(facts),
         Answer::Outcome(outcome) => ike::outcome(outcome),
+        Answer::Recovery(report) => recovery::whole(report),
         Answer::Log => String::new(),
     }
 }
@@ -37,7 +40,7 @@ fn join(parts: impl IntoIterator<Item = String>) -> String {
 }
 
 fn status(report: &StatusReport) -> String {
-    let StatusReport { control, datapath, tunnels, ike, events, problems } = report;
+    let StatusReport { control, datapath, tunnels, ike, recovery, events, problems } = report;
     let mut head = format!(
         "control   up {}, pid {}, version {}, configuration {}\n",
         duration(control.uptime_seconds),
@@ -48,6 +51,9 @@ fn status(report: &StatusReport) -> String {
     head.push_str(&datapath_line(datapath));
     if let Some(ike) = ike {
         head.push_str(&ike::glance(ike));
+    }
+    if let Some(recovery) = recovery.as_ref().filter(|report| report.is_of_interest()) {
+        head.push_str(&recovery::glance(recovery));
     }
 
     let mut table = Table::new(&[

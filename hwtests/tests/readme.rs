@@ -15,7 +15,7 @@ fn ops_2_configurations_in_the_readme() -> Result<()> {
     let dir = scratch_dir(&unique_prefix())?;
     let blocks: Vec<&str> =
         readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
-    ensure!(blocks.len() == 4, "{} blocks of TOML", blocks.len());
+    ensure!(blocks.len() == 5, "{} blocks of TOML", blocks.len());
     for block in blocks {
         let file = dir.join("postern.toml");
         std::fs::write(&file, block)?;

@@ -13,6 +13,7 @@ use crate::auth::certificate::Trust;
 use crate::auth::identity::{Identity, IdentityPattern};
 use crate::auth::signature::SigningKey;
 use crate::message::{Proposal, TrafficSelector};
+pub use crate::record::Strategy;
 pub use crate::settings::{Retransmit, Settings};
 
 /// One `[[connection]]`: with whom, how both authenticate, and what is protected.
@@ -67,6 +68,8 @@ pub struct Connection {
     pub dpd: Option<Duration>,
     /// What happens to an IKE SA of the same peer identity when a new one is established.
     pub unique: Unique,
+    /// What happens to its IKE SAs after a reset of this node.
+    pub reset: Strategy,
 }
 
 /// See [`Connection::unique`].

@@ -12,7 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::auth::identity::{Identity, IdentityPattern};
 use crate::config::{
-    Child, Connection, LocalAuth, Mode, PoolConfig, RemoteAuth, Selector, Settings, Start, Unique,
+    Child, Connection, LocalAuth, Mode, PoolConfig, RemoteAuth, Selector, Settings, Start, Strategy, Unique,
 };
 use crate::endpoint::{Endpoint, Host, Now};
 use crate::message::registry::{ExchangeType, PayloadType};
@@ -110,6 +110,7 @@ fn connection(own: u8, peer: u8) -> Option<Connection> {
         over_time: Duration::from_mins(1),
         dpd: None,
         unique: Unique::Keep,
+        reset: Strategy::Delete,
     })
 }
 

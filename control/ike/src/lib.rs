@@ -28,6 +28,8 @@ pub mod output;
 pub mod pool;
 mod pools;
 pub mod random;
+pub mod record;
+pub mod recovery;
 pub mod report;
 pub mod secret;
 pub mod settings;

@@ -11,6 +11,7 @@ use crate::job::{Job, JobId};
 use crate::message::IkeSpi;
 use crate::message::TrafficSelector;
 use crate::message::registry::{EncrId, IntegId, NotifyType, ProtocolId};
+use crate::record::SavedIke;
 use crate::report::Report;
 
 /// Names an IKE SA for the life of the endpoint; never reused.
@@ -82,8 +83,20 @@ pub enum Effect {
     Configure(VirtualConfiguration),
     /// As client: the addresses of this IKE SA are no longer ours.
     Unconfigure,
+    /// What is saved of an IKE SA for the time after a reset (RST-1). A [`Persist::Put`] is durable before anything that
+    /// comes after it for the same IKE SA is done.
+    Persist(Persist),
     /// Something happened that people want to know.
     Report(Report),
+}
+
+/// See [`Effect::Persist`].
+#[derive(Debug)]
+pub enum Persist {
+    /// This is what there is to be saved now.
+    Put(Box<SavedIke>),
+    /// The IKE SA with these SPIs is gone.
+    Remove((IkeSpi, IkeSpi)),
 }
 
 /// What a client was given by a configuration payload.

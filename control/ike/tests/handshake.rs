@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use postern_ike::auth::identity::{Identity, IdentityPattern};
-use postern_ike::config::{Child, Connection, LocalAuth, Mode, RemoteAuth, Selector, Start, Unique};
+use postern_ike::config::{
+    Child, Connection, LocalAuth, Mode, RemoteAuth, Selector, Start, Strategy, Unique,
+};
 use postern_ike::endpoint::{Host, Now, Target};
 use postern_ike::message::TrafficSelector;
 use postern_ike::negotiate::keyword;
@@ -104,6 +106,7 @@ fn connection(a: bool, ike: &str, esp: &str, secret: &[u8]) -> Connection {
         over_time: Duration::ZERO,
         dpd: None,
         unique: Unique::Replace,
+        reset: Strategy::Delete,
     }
 }
 

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::Diagnostic;
 use crate::ike::api::{Begun, ConnectionRow, Explanation, IkeEvent, Target};
+use crate::recovery;
 
 /// Longest line of a request in bytes.
 pub const REQUEST_LIMIT: u64 = 64 << 10;
@@ -99,6 +100,10 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         connection: Option<String>,
     },
+    /// What this start was, and how telling peers after a reset goes; answered by [`Answer::Recovery`].
+    Recovery,
+    /// Write the backup of IKE SAs anew; answered by [`Answer::Recovery`].
+    Snapshot,
     /// Read the configuration file again; answered by [`Answer::Reload`].
     Reload {
         /// Only say what would change.
@@ -151,6 +156,8 @@ pub enum Answer {
     Explanation(Box<Explanation>),
     /// To [`Request::Up`], [`Request::Down`] and [`Request::Rekey`].
     Outcome(Outcome),
+    /// To [`Request::Recovery`] and [`Request::Snapshot`].
+    Recovery(Box<recovery::Report>),
     /// To [`Request::Log`]: there are no more.
     Log,
 }
@@ -242,6 +249,9 @@ pub struct StatusReport {
     /// IKE, if it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ike: Option<IkeReport>,
+    /// Recovery from resets, if IKE runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<recovery::Report>,
     /// Events since the daemon's start, by kind.
     pub events: BTreeMap<String, u64>,
     /// What is wrong, in words.

@@ -31,6 +31,7 @@ pub fn status(view: &View, control: ControlReport) -> StatusReport {
         datapath: datapath(view),
         tunnels,
         ike: None,
+        recovery: None,
         events: view.events.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect(),
         problems,
     }

@@ -27,6 +27,7 @@ use crate::datapath::supervisor::{Command, View};
 use crate::desired::Desired;
 use crate::ike::api::{ConnectionState, IkeCommand};
 use crate::metrics::Snapshot;
+use crate::recovery;
 use postern_contract::settings::DatapathSettings;
 
 /// Connections that are served at a time; more wait.
@@ -84,7 +85,7 @@ pub struct Daemon {
     /// When the daemon began.
     pub started: Instant,
     /// The settings that only a start can change, as they are in force.
-    pub in_force: (DatapathSettings, ControlSettings),
+    pub in_force: (DatapathSettings, ControlSettings, recovery::Settings),
     /// Warnings about the file that is in force.
     pub warnings: Mutex<Vec<config::Diagnostic>>,
     /// Told once when the daemon is to end, with whether the datapath ends too.
@@ -186,6 +187,8 @@ impl Daemon {
                 let view = self.look().await?;
                 let mut status = report::status(&view, self.about());
                 status.ike = self.ike_report(&mut status.problems).await;
+                status.recovery = self.ask_ike(IkeCommand::Recovery).await.ok();
+                status.problems.extend(status.recovery.iter().flat_map(|report| report.problems.clone()));
                 let warnings = self.warnings.lock().await;
                 status.problems.extend(warnings.iter().map(ToString::to_string));
                 Ok(Answer::Status(Box::new(status)))
@@ -217,6 +220,12 @@ impl Daemon {
                 let latency = self.ask(Command::Latency).await?;
                 latency.map(Answer::Latency).map_err(|problem| failure(FailureKind::DatapathDown, problem))
             }
+            Request::Recovery => Ok(Answer::Recovery(Box::new(self.ask_ike(IkeCommand::Recovery).await?))),
+            Request::Snapshot => {
+                let done = self.ask_ike(IkeCommand::Snapshot).await?;
+                done.map_err(|problem| failure(FailureKind::Internal, problem))?;
+                Ok(Answer::Recovery(Box::new(self.ask_ike(IkeCommand::Recovery).await?)))
+            }
             Request::Connections { name } => {
                 let rows = self.ask_ike(|reply| IkeCommand::List { connection: name, reply }).await?;
                 rows.map(Answer::Connections)
@@ -243,8 +252,8 @@ impl Daemon {
         let path = self.config.clone();
         let config = tokio::task::spawn_blocking(move || config::load(&path)).await;
         let config = config.map_err(|error| failure(FailureKind::Internal, error.to_string()))?;
-        let Config { datapath, control, tunnels, policies, relays, ike, holds_keys, warnings } = config
-            .map_err(|error| Failure {
+        let Config { datapath, control, tunnels, policies, relays, ike, recovery, holds_keys, warnings } =
+            config.map_err(|error| Failure {
                 kind: FailureKind::Configuration,
                 message: "the configuration file has errors; nothing was changed".to_owned(),
                 findings: error.0,
@@ -259,6 +268,9 @@ impl Daemon {
         if control != self.in_force.1 {
             notes.push("[control] changed: takes effect when postern-control is started again".to_owned());
         }
+        if recovery != self.in_force.2 {
+            notes.push("[recovery] changed: takes effect when postern-control is started again".to_owned());
+        }
         let kept = Config {
             datapath,
             control,
@@ -266,6 +278,7 @@ impl Daemon {
             policies,
             relays,
             ike: Ike::default(),
+            recovery,
             holds_keys,
             warnings: Vec::new(),
         };
@@ -316,7 +329,8 @@ impl Daemon {
         } else {
             Vec::new()
         };
-        Ok(Snapshot { uptime_seconds: self.started.elapsed().as_secs(), datapath, tunnels, ike })
+        let recovery = self.ask_ike(IkeCommand::Recovery).await.ok();
+        Ok(Snapshot { uptime_seconds: self.started.elapsed().as_secs(), datapath, tunnels, ike, recovery })
     }
 
     /// IKE at a glance; connections that failed are problems.

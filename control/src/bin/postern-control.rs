@@ -15,6 +15,7 @@ use postern_control::datapath::supervisor::{Command, Negotiator, Options, Superv
 use postern_control::desired::Desired;
 use postern_control::ike::{self, driver};
 use postern_control::metrics;
+use postern_control::recovery;
 use postern_control::state::Generations;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,6 +62,7 @@ const CANNOT_START: u8 = 4;
 const NO_DATAPATH: u8 = 5;
 
 fn main() -> ExitCode {
+    let began = Instant::now();
     let mut raw = std::env::args_os().skip(1);
     if raw.next().is_some_and(|first| first == DETACH) {
         let error = launch::become_detached(raw);
@@ -99,7 +101,7 @@ fn main() -> ExitCode {
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(&arguments, config)),
+        Ok(runtime) => runtime.block_on(run(&arguments, config, began)),
         Err(error) => Err((FAILED, error.to_string())),
     };
     match outcome {
@@ -111,7 +113,7 @@ fn main() -> ExitCode {
     }
 }
 
-async fn run(arguments: &Arguments, mut config: Config) -> Result<(), (u8, String)> {
+async fn run(arguments: &Arguments, mut config: Config, began: Instant) -> Result<(), (u8, String)> {
     if config.ike.keylog.is_some() && !arguments.allow_keylog {
         let message =
             "ike.keylog is set: it gives the keys of all tunnels away, so --allow-keylog has to be given too";
@@ -141,6 +143,12 @@ async fn run(arguments: &Arguments, mut config: Config) -> Result<(), (u8, Strin
     let warnings = Mutex::new(config.warnings.clone());
     let options = Options { socket: datapath.socket.clone(), launch };
     let ike = std::mem::take(&mut config.ike);
+    let recovery = recovery::Start {
+        settings: config.recovery.clone(),
+        state: control.state.clone(),
+        datapath: datapath.socket.clone(),
+    };
+    let config_recovery = config.recovery.clone();
     let desired = Desired::new(config);
     info!(
         tunnels = desired.tunnels.len(),
@@ -162,6 +170,8 @@ async fn run(arguments: &Arguments, mut config: Config) -> Result<(), (u8, Strin
         interface: ike::virtual_interface(&datapath),
         orders,
         notices: from_datapath,
+        recovery,
+        began,
         commands: ike_receiver,
         stop: ike_stopped,
     };
@@ -172,8 +182,8 @@ async fn run(arguments: &Arguments, mut config: Config) -> Result<(), (u8, Strin
         commands: commands.clone(),
         ike: ike_commands,
         watchers: Semaphore::new(WATCHERS),
-        started: Instant::now(),
-        in_force: (datapath, control),
+        started: began,
+        in_force: (datapath, control, config_recovery),
         warnings,
         stop,
     });

@@ -91,6 +91,18 @@ enum Command {
         #[arg(long, short = 'n', value_name = "COUNT", default_value_t = 100)]
         lines: usize,
     },
+    /// After a reset: what this start was, and which peers have been told that their SAs are gone
+    Recover {
+        /// Show the progress until all are told
+        #[arg(long)]
+        watch: bool,
+    },
+    /// The backup of IKE SAs for the time after a reset: how many, how large, how old
+    Snapshot {
+        /// Write it anew now
+        #[arg(long)]
+        now: bool,
+    },
     /// Read the configuration file again; what did not change is not touched
     Reload {
         /// Only say what would change
@@ -173,6 +185,9 @@ Exit codes:
   7  the peer and this side did not agree, or it does not answer; the reason is printed
   8  not done within the time to wait; it goes on";
 
+/// Between two looks at the progress.
+const WATCH: std::time::Duration = std::time::Duration::from_millis(200);
+
 const FAILED: u8 = 1;
 const CONFIGURATION: u8 = 3;
 const UNREACHABLE: u8 = 4;
@@ -204,6 +219,11 @@ fn main() -> ExitCode {
         Command::Log { follow, connection, lines } => {
             ask(&socket, json, &Request::Log { backlog: lines, follow, connection })
         }
+        Command::Recover { watch: false } | Command::Snapshot { now: false } => {
+            ask(&socket, json, &Request::Recovery)
+        }
+        Command::Recover { watch: true } => watch_recovery(&socket, json),
+        Command::Snapshot { now: true } => ask(&socket, json, &Request::Snapshot),
         Command::Reload { dry_run } => ask(&socket, json, &Request::Reload { dry_run }),
         Command::Shutdown { datapath } => ask(&socket, json, &Request::Shutdown { datapath }),
         Command::Check { config } => preflight(config.as_deref(), json),
@@ -234,6 +254,7 @@ fn ask(socket: &Path, json: bool, request: &Request) -> u8 {
             Answer::Connections(rows) => print_json(rows),
             Answer::Explanation(facts) => print_json(facts),
             Answer::Outcome(outcome) => print_json(outcome),
+            Answer::Recovery(report) => print_json(report),
             Answer::Log => {}
             Answer::Status(report) => print_json(report),
             Answer::Sas(rows) => print_json(rows),
@@ -250,6 +271,31 @@ fn ask(socket: &Path, json: bool, request: &Request) -> u8 {
     match answer {
         Answer::Reload(report) if !report.refused.is_empty() => FAILED,
         _ => 0,
+    }
+}
+
+/// A line each time something has changed, until all peers are told; then the whole.
+fn watch_recovery(socket: &Path, json: bool) -> u8 {
+    let mut before = String::new();
+    loop {
+        let report = match call(socket, &Request::Recovery) {
+            Ok(Answer::Recovery(report)) => report,
+            Ok(_) => return FAILED,
+            Err(error) => return complain(&error, json),
+        };
+        let Some(burst) = report.burst.as_ref().filter(|burst| !burst.done) else {
+            return ask(socket, json, &Request::Recovery);
+        };
+        let line = if json {
+            serde_json::to_string(burst).unwrap_or_default() + "\n"
+        } else {
+            show::burst_line(burst)
+        };
+        if line != before {
+            print(&line);
+            before = line;
+        }
+        std::thread::sleep(WATCH);
     }
 }
 

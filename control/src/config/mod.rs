@@ -44,6 +44,8 @@ pub struct Config {
     pub relays: Vec<Relay>,
     /// `[ike]`, each `[[pool]]` and each `[[connection]]`.
     pub ike: ike::Ike,
+    /// `[recovery]`.
+    pub recovery: crate::recovery::Settings,
     /// The file itself holds keys, not only the names of key files.
     pub holds_keys: bool,
     /// What may not be as it was meant.

@@ -13,6 +13,7 @@ use crate::admin::Failure;
 use crate::config::ike::Ike;
 use crate::desired::Outline;
 use crate::metrics::IkeTotals;
+use crate::recovery;
 
 /// Where an answer goes. A failure's kind decides the exit code of `postern`: what is not configured is
 /// [`NotFound`](crate::admin::FailureKind::NotFound).
@@ -78,6 +79,10 @@ pub enum IkeCommand {
     },
     /// Numbers of SAs, and counters of messages that were not acted on, of handshakes and of failures.
     Totals(oneshot::Sender<IkeTotals>),
+    /// What this start was, how telling peers goes, and how the backup is.
+    Recovery(oneshot::Sender<recovery::Report>),
+    /// Write the backup anew.
+    Snapshot(oneshot::Sender<Result<(), String>>),
     /// What negotiated objects the datapath should hold, for showing them with what it holds.
     Outline(oneshot::Sender<Outline>),
 }

@@ -50,6 +50,10 @@ impl Driver {
                 };
                 let _ = reply.send(totals);
             }
+            IkeCommand::Recovery(reply) => {
+                let _ = reply.send(self.memory.report(self.began));
+            }
+            IkeCommand::Snapshot(done) => self.memory.checkpoint(done),
             IkeCommand::Outline(reply) => {
                 let _ = reply.send(self.datapath.outline());
             }

@@ -18,6 +18,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -39,10 +40,12 @@ use super::host::{Machine, source_address};
 use super::jobs::{Jobs, System};
 use super::keeper::{Keeper, is_kept};
 use super::keylog::KeyLog;
+use super::reset::Memory;
 use super::sockets::{LARGEST, Received, Sockets};
 use super::spis::Spis;
 use crate::config::ike::{ChildSettings, Ike};
 use crate::datapath::supervisor::{Notice, Order};
+use crate::recovery::{self, Ending};
 
 /// Datagrams that are read before anything else has its turn.
 const BATCH: usize = 64;
@@ -77,6 +80,10 @@ pub struct Parts {
     pub orders: mpsc::UnboundedSender<Order>,
     /// Its notices.
     pub notices: mpsc::UnboundedReceiver<Notice>,
+    /// What recovery from a reset needs to know.
+    pub recovery: recovery::Start,
+    /// When the process began.
+    pub began: Instant,
     /// The management socket's commands.
     pub commands: mpsc::Receiver<IkeCommand>,
     /// Told once when the daemon ends.
@@ -113,6 +120,11 @@ pub struct Driver {
     renewing: HashMap<ChildId, Instant>,
     addresses: VirtualAddresses,
     keylog: Option<Arc<KeyLog>>,
+    pub(super) memory: Memory,
+    /// When the process began.
+    pub(super) began: Instant,
+    /// Control's state directory.
+    state: PathBuf,
     /// When something came from an address.
     pub(super) heard: HashMap<IpAddr, Instant>,
     /// The datapath was connected once.
@@ -123,7 +135,21 @@ pub struct Driver {
 impl Driver {
     /// Runs until told to stop. Needs a runtime of one thread.
     pub async fn run(parts: Parts) -> std::io::Result<()> {
-        let Parts { config, slots, taken, interface, orders, mut notices, mut commands, mut stop } = parts;
+        let Parts {
+            config,
+            slots,
+            taken,
+            interface,
+            orders,
+            mut notices,
+            recovery,
+            began,
+            mut commands,
+            mut stop,
+        } = parts;
+        let (durable, mut committed) = mpsc::unbounded_channel();
+        let beginning = recovery::begin(&recovery, durable).await;
+        let memory = Memory::new(beginning, &recovery.settings);
         let (sender, mut done) = mpsc::unbounded_channel();
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
         let jobs = Jobs::start(threads, &sender)?;
@@ -165,6 +191,9 @@ impl Driver {
             renewing: HashMap::new(),
             addresses: VirtualAddresses::new(interface),
             keylog,
+            memory,
+            began,
+            state: recovery.state,
             heard: HashMap::new(),
             ready: false,
             trouble_next: now,
@@ -176,6 +205,10 @@ impl Driver {
         let mut commanded = true;
         loop {
             this.pump();
+            this.memory.flush();
+            this.tell();
+            let burst = this.memory.deadline();
+            let next = sleep_until(burst.unwrap_or_else(|| Instant::now() + TICK).into());
             let timeout = this.endpoint.poll_timeout();
             let timer = sleep_until(timeout.unwrap_or_else(|| Instant::now() + TICK).into());
             tokio::select! {
@@ -200,6 +233,12 @@ impl Driver {
                         this.computed(id, result);
                     }
                 }
+                Some(sas) = committed.recv() => {
+                    this.resume_all(sas);
+                    while let Ok(sas) = committed.try_recv() {
+                        this.resume_all(sas);
+                    }
+                }
                 command = commands.recv(), if commanded => match command {
                     Some(command) => this.command(command),
                     None => commanded = false,
@@ -207,7 +246,10 @@ impl Driver {
                 () = timer, if timeout.is_some() => this.endpoint.handle_timeout(now_is()),
                 _ = tick.tick() => this.tick(),
                 Some(addresses) = addresses.recv() => this.addresses_changed(&addresses),
-                index = readable(this.sockets.as_ref()), if this.ready => this.receive(index, &mut buffer),
+                index = readable(this.sockets.as_ref()), if this.ready || burst.is_some() => {
+                    this.receive(index, &mut buffer);
+                }
+                () = next, if burst.is_some() => {}
             }
         }
     }
@@ -253,7 +295,8 @@ impl Driver {
 
     /// Opens the sockets, once there is a connection to serve.
     fn listen(&mut self) {
-        if self.sockets.is_some() || self.config.connections.is_empty() {
+        let needed = !self.config.connections.is_empty() || self.memory.is_telling();
+        if self.sockets.is_some() || !needed {
             return;
         }
         match Sockets::open(&self.config.listen) {
@@ -354,6 +397,13 @@ impl Driver {
         }
     }
 
+    /// IKE SAs wait no longer.
+    fn resume_all(&mut self, sas: Vec<SaId>) {
+        for sa in sas {
+            self.resume(sa);
+        }
+    }
+
     /// An IKE SA waits no longer.
     fn resume(&mut self, sa: SaId) {
         let Some(mut effects) = self.blocked.remove(&sa) else { return };
@@ -420,6 +470,7 @@ impl Driver {
                 }
             }
             Effect::Unconfigure => self.addresses.remove(sa.unwrap_or(SaId(0))),
+            Effect::Persist(persist) => return self.memory.persist(sa, persist),
             Effect::Report(report) => self.report(&report),
         }
         false
@@ -431,7 +482,10 @@ impl Driver {
         let kept =
             |this: &Self, name: &str| this.connection(name).is_some_and(|connection| is_kept(connection));
         match report {
-            Report::Established { connection, .. } => self.keeper.succeeded(&(Arc::clone(connection), None)),
+            Report::Established { connection, remote_id, .. } => {
+                self.memory.established(connection, remote_id);
+                self.keeper.succeeded(&(Arc::clone(connection), None));
+            }
             Report::ChildUp { connection, name, .. } => {
                 self.keeper.succeeded(&(Arc::clone(connection), Some(Arc::clone(name))));
             }
@@ -459,6 +513,13 @@ impl Driver {
                     let source = path.remote.ip();
                     if self.heard.len() < SOURCES || self.heard.contains_key(&source) {
                         self.heard.insert(source, now.monotonic);
+                    }
+                    if self.memory.receive(path, message) {
+                        continue;
+                    }
+                    if !self.ready {
+                        // It is repeated.
+                        continue;
                     }
                     self.endpoint.handle_datagram(now, path, message);
                     self.pump();
@@ -571,7 +632,8 @@ impl Driver {
 
     /// The end: what has to be said to peers is said once.
     fn end(&mut self, stop: Option<Stop>) {
-        if stop.as_ref().is_some_and(|stop| stop.delete) {
+        let delete = stop.as_ref().is_some_and(|stop| stop.delete);
+        if delete {
             let all: Vec<SaId> = self.endpoint.sas(now_is()).map(|sa| sa.id).collect();
             for sa in all {
                 // One that is just ending by itself is as good.
@@ -579,7 +641,12 @@ impl Driver {
             }
             self.pump();
         }
+        // What waited for its record goes out with it.
+        self.memory.close();
+        let waiting: Vec<SaId> = self.blocked.keys().copied().collect();
+        self.resume_all(waiting);
         self.addresses.clear();
+        recovery::end(&self.state, if delete { Ending::Everything } else { Ending::ControlOnly });
         if let Some(Stop { done, .. }) = stop {
             let _ = done.send(());
         }

@@ -18,6 +18,7 @@ mod host;
 pub mod jobs;
 mod keeper;
 pub mod keylog;
+mod reset;
 mod rows;
 pub mod sockets;
 pub mod spis;

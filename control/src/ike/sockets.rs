@@ -16,8 +16,8 @@ use std::task::Poll;
 
 use nix::libc;
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmsg,
-    sendmsg, setsockopt, sockopt as options,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrIn6, SockaddrStorage,
+    recvmsg, sendmmsg, sendmsg, setsockopt, sockopt as options,
 };
 use postern_ike::output::Path;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
@@ -195,15 +195,78 @@ impl Sockets {
         self.transmit(path, [&KEEPALIVE, &[]]);
     }
 
-    fn transmit(&mut self, path: &Path, parts: [&[u8]; 2]) {
-        let local = path.local.ip();
-        let family = path.remote.is_ipv4();
-        let fits = |socket: &&IkeSocket| {
+    /// Sends many IKE messages with few calls of the system. Gives how many are done with, sent or not: fewer than all if
+    /// the system takes no more for now.
+    pub fn send_many(&mut self, messages: &[(Path, Vec<u8>)]) -> usize {
+        let mut rest = messages;
+        while let Some(((path, message), others)) = rest.split_first() {
+            let alike = |(other, _): &&(Path, Vec<u8>)| {
+                (other.natt, other.local.ip()) == (path.natt, path.local.ip()) && other.remote.is_ipv4()
+            };
+            let group = rest.iter().take_while(alike).count();
+            if group < 2 {
+                self.send(path, message);
+                rest = others;
+                continue;
+            }
+            let (group, _) = rest.split_at(group);
+            match self.transmit_many(path, group) {
+                Ok(sent) => {
+                    self.counters.sent += u64::try_from(sent).unwrap_or(u64::MAX);
+                    rest = rest.get(sent.max(1)..).unwrap_or_default();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // It is about the first; without it the others can go.
+                Err(error) => {
+                    self.counters.unsent += 1;
+                    self.trouble = Some((path.remote, error));
+                    rest = others;
+                }
+            }
+        }
+        messages.len() - rest.len()
+    }
+
+    /// Messages that leave from the same address and port, IPv4.
+    fn transmit_many(&self, path: &Path, messages: &[(Path, Vec<u8>)]) -> io::Result<usize> {
+        let socket = self.socket_for(path).ok_or_else(no_socket)?;
+        let IpAddr::V4(local) = path.local.ip() else { return Err(no_socket()) };
+        let marker: &[u8] = if path.natt { &NON_ESP_MARKER } else { &[] };
+        let slices: Vec<[IoSlice<'_>; 2]> =
+            messages.iter().map(|(_, message)| [IoSlice::new(marker), IoSlice::new(message)]).collect();
+        let to = |(path, _): &(Path, Vec<u8>)| match path.remote {
+            SocketAddr::V4(remote) => Some(SockaddrIn::from(remote)),
+            SocketAddr::V6(_) => None,
+        };
+        let addresses: Vec<Option<SockaddrIn>> = messages.iter().map(to).collect();
+        let source = libc::in_addr { s_addr: u32::from(local).to_be() };
+        let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: source };
+        let control = [ControlMessage::Ipv4PacketInfo(&info)];
+        let (control, space) = if local.is_unspecified() {
+            (&[][..], None)
+        } else {
+            (&control[..], Some(nix::cmsg_space!(libc::in_pktinfo)))
+        };
+        let mut headers = MultiHeaders::preallocate(messages.len(), space);
+        let fd = socket.socket.as_fd().as_raw_fd();
+        let flags = MsgFlags::MSG_DONTWAIT;
+        let sent = sendmmsg(fd, &mut headers, &slices, &addresses, control, flags)?;
+        Ok(sent.count())
+    }
+
+    /// The socket that a message leaves from.
+    fn socket_for(&self, path: &Path) -> Option<&IkeSocket> {
+        let (local, family) = (path.local.ip(), path.remote.is_ipv4());
+        self.all.iter().find(|socket| {
             socket.natt == path.natt
                 && socket.address.is_ipv4() == family
                 && (socket.address.is_unspecified() || socket.address == local)
-        };
-        let sent = match self.all.iter().find(fits) {
+        })
+    }
+
+    fn transmit(&mut self, path: &Path, parts: [&[u8]; 2]) {
+        let local = path.local.ip();
+        let sent = match self.socket_for(path) {
             Some(IkeSocket { socket, .. }) => {
                 let attempt = || write(socket, local, path.remote, parts);
                 match socket.try_io(Interest::WRITABLE, attempt) {
@@ -212,9 +275,7 @@ impl Sockets {
                     result => result,
                 }
             }
-            None => {
-                Err(io::Error::new(io::ErrorKind::AddrNotAvailable, "no socket listens on the local address"))
-            }
+            None => Err(no_socket()),
         };
         match sent {
             Ok(()) => self.counters.sent += 1,
@@ -246,6 +307,10 @@ fn open(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
     }
     socket.bind(&SocketAddr::new(address, port).into())?;
     UdpSocket::from_std(socket.into())
+}
+
+fn no_socket() -> io::Error {
+    io::Error::new(io::ErrorKind::AddrNotAvailable, "no socket listens on the local address")
 }
 
 fn lacks_ipv6(error: &io::Error) -> bool {
@@ -384,6 +449,34 @@ mod tests {
         }
         let SocketCounters { received, keepalives, esp, short, sent, unsent } = sockets.counters();
         assert_eq!((received, keepalives, esp, short, sent, unsent), (5, 1, 1, 1, 3, 0));
+    }
+
+    /// RST-9: many messages in one call, each to its own peer, with markers; one that cannot be sent holds up no other.
+    #[tokio::test]
+    async fn rst_9_many_at_once() {
+        let (mut sockets, port, nat_port) = sockets(&[]);
+        let peers: Vec<Plain> = (0..20).map(|_| Plain::bind("127.0.0.9:0").unwrap()).collect();
+        for natt in [false, true] {
+            let local = SocketAddr::from(([127, 0, 0, 5], if natt { nat_port } else { port }));
+            let mut batch: Vec<(Path, Vec<u8>)> = peers
+                .iter()
+                .map(|peer| (Path { local, remote: peer.local_addr().unwrap(), natt }, vec![b'x'; 30]))
+                .collect();
+            // Port 0 is nobody's.
+            batch.insert(5, (Path { local, remote: ([127, 0, 0, 9], 0).into(), natt }, vec![1]));
+            batch.insert(0, (Path { local, remote: ([127, 0, 0, 9], 0).into(), natt }, vec![1]));
+            let before = sockets.counters();
+            assert_eq!(sockets.send_many(&batch), batch.len());
+            let after = sockets.counters();
+            assert_eq!((after.sent - before.sent, after.unsent - before.unsent), (20, 2));
+            for peer in &peers {
+                peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+                let mut buffer = [0xa5; 64];
+                let (length, from) = peer.recv_from(&mut buffer).unwrap();
+                assert_eq!((length, from), (if natt { 34 } else { 30 }, local));
+                assert_eq!(natt, buffer.starts_with(&NON_ESP_MARKER));
+            }
+        }
     }
 
     /// IKE-1: the same over IPv6.

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use postern_ike::auth::identity::{Identity, IdentityPattern};
 use postern_ike::config::{
-    Child, Connection, LocalAuth, Mode, RemoteAuth, Selector, Settings, Start, Unique,
+    Child, Connection, LocalAuth, Mode, RemoteAuth, Selector, Settings, Start, Strategy, Unique,
 };
 use postern_ike::endpoint::{Endpoint, Host, Now};
 use postern_ike::job::{Done, Job};
@@ -186,6 +186,7 @@ impl Plan {
             over_time: Duration::from_mins(24),
             dpd: None,
             unique: Unique::Replace,
+            reset: Strategy::None,
         }
     }
 }

@@ -41,10 +41,20 @@ impl Protection {
     /// That of a suite; `None` if it is not implemented or no protection: an encryption without integrity, or no encryption
     /// (section 5: ENCR_NULL is not for IKE).
     pub fn of(suite: &IkeSuite) -> Option<Self> {
-        let protection = Self { encr: suite.encr, key_bits: suite.key_bits, integ: suite.integ };
-        if is_aead(suite.encr) {
+        Self::from_numbers(suite.encr, suite.key_bits, suite.integ)
+    }
+
+    /// Numbers of the algorithms and the length of the key, to be saved.
+    pub const fn numbers(self) -> (EncrId, u16, IntegId) {
+        (self.encr, self.key_bits, self.integ)
+    }
+
+    /// Back from [`numbers`](Self::numbers); `None` if it is not implemented or no protection.
+    pub fn from_numbers(encr: EncrId, key_bits: u16, integ: IntegId) -> Option<Self> {
+        let protection = Self { encr, key_bits, integ };
+        if is_aead(encr) {
             protection.aead()?;
-            (suite.integ == IntegId::NONE).then_some(protection)
+            (integ == IntegId::NONE).then_some(protection)
         } else {
             protection.cbc()?;
             protection.hmac()?;
@@ -135,6 +145,12 @@ impl Keys {
         (fits && keys.expand().is_some()).then_some(keys)
     }
 
+    fn from_saved(protection: Protection, keys: &Secret) -> Option<Self> {
+        let fits = keys.len() == protection.encr_length() + protection.integ_length();
+        let keys = Self { protection, bytes: keys.duplicate() };
+        (fits && keys.expand().is_some()).then_some(keys)
+    }
+
     /// Never `None` after `new`.
     fn expand(&self) -> Option<Expanded<'_>> {
         let (sk_e, sk_a) = self.bytes.expose().split_at_checked(self.protection.encr_length())?;
@@ -165,15 +181,33 @@ impl Mac<'_> {
 /// Protects messages of one direction.
 pub struct Sealer {
     keys: Keys,
-    /// The next IV of an AEAD. It does not come to its end: an IKE SA has at most 2^32 messages each way, each of at most
-    /// 2^16 fragments, and what is sent again is not sealed again.
+    /// The next IV of an AEAD. It stays far below [`AFTERLIFE`]: an IKE SA has at most 2^32 messages each way, each of at
+    /// most 2^16 fragments, and what is sent again is not sealed again.
     iv: u64,
 }
+
+/// IVs of an AEAD from here on are for what is sealed after a reset: a message is sealed there under this and its message
+/// ID, and always the same message under the same ID, so that neither a second reset nor a message that was built before
+/// the first uses an IV twice with different content.
+const AFTERLIFE: u64 = 1 << 63;
+
+/// What the IV of a message with CBC is made from after a reset, when it has to be the same each time.
+const AFTERLIFE_LABEL: &[u8] = b"postern recovery iv";
 
 impl Sealer {
     /// From SK_ei and SK_ai or SK_er and SK_ar; `None` if their lengths are wrong.
     pub fn new(protection: Protection, sk_e: &Secret, sk_a: &Secret) -> Option<Self> {
         Some(Self { keys: Keys::new(protection, sk_e, sk_a)?, iv: 0 })
+    }
+
+    /// From SK_e and SK_a in one; `None` if their length is wrong.
+    pub fn from_saved(protection: Protection, keys: &Secret) -> Option<Self> {
+        Some(Self { keys: Keys::from_saved(protection, keys)?, iv: 0 })
+    }
+
+    /// The algorithms and the keys, SK_e and SK_a in one.
+    pub const fn saved(&self) -> (Protection, &Secret) {
+        (self.keys.protection, &self.keys.bytes)
     }
 
     /// Length of what comes after the generic header, for the lengths that are written in the header and there.
@@ -193,13 +227,43 @@ impl Sealer {
         self.try_seal(random, message, chain).unwrap_or_default()
     }
 
-    fn try_seal(&mut self, random: &mut dyn Random, mut message: Vec<u8>, chain: &[u8]) -> Option<Vec<u8>> {
+    /// Protects a message of which this side, after a reset, knows only the keys. The same message and message ID give the
+    /// same bytes, whenever this is called; for one message ID it must never be another message.
+    pub fn seal_after_reset(&self, message_id: u32, message: Vec<u8>, chain: &[u8]) -> Vec<u8> {
+        let iv = match self.keys.protection.hmac() {
+            None => Iv::Aead((AFTERLIFE | u64::from(message_id)).to_be_bytes()),
+            Some(_) => Iv::Cbc(self.keys.derived_iv(message_id)),
+        };
+        self.keys.seal(iv, message, chain).unwrap_or_default()
+    }
+
+    fn try_seal(&mut self, random: &mut dyn Random, message: Vec<u8>, chain: &[u8]) -> Option<Vec<u8>> {
+        let iv = if self.keys.protection.hmac().is_none() {
+            let iv = self.iv.to_be_bytes();
+            self.iv = self.iv.wrapping_add(1);
+            Iv::Aead(iv)
+        } else {
+            // "The Initialization Vector … MUST be unpredictable" (RFC 3602 section 3).
+            let mut iv = [0; BLOCK];
+            random.fill(&mut iv);
+            Iv::Cbc(iv)
+        };
+        self.keys.seal(iv, message, chain)
+    }
+}
+
+/// An initialization vector that was not used with the same keys before.
+enum Iv {
+    Aead([u8; AEAD_IV]),
+    Cbc([u8; BLOCK]),
+}
+
+impl Keys {
+    fn seal(&self, iv: Iv, mut message: Vec<u8>, chain: &[u8]) -> Option<Vec<u8>> {
         let aad_length = message.len();
-        message.reserve_exact(self.sealed_length(chain.len()));
-        match self.keys.expand()? {
-            Expanded::Aead(key, salt) => {
-                let iv = self.iv.to_be_bytes();
-                self.iv = self.iv.wrapping_add(1);
+        message.reserve_exact(self.protection.sealed_length(chain.len()));
+        match (self.expand()?, iv) {
+            (Expanded::Aead(key, salt), Iv::Aead(iv)) => {
                 message.extend_from_slice(&iv);
                 message.extend_from_slice(chain);
                 // RFC 5282 section 3: "need not be padded": the pad length is 0.
@@ -209,10 +273,7 @@ impl Sealer {
                 let tag = key.seal_in_place_separate_tag(nonce(salt, iv), Aad::from(&*aad), text).ok()?;
                 message.extend_from_slice(tag.as_ref());
             }
-            Expanded::Cbc(key, mac) => {
-                // "The Initialization Vector … MUST be unpredictable" (RFC 3602 section 3).
-                let mut iv = [0; BLOCK];
-                random.fill(&mut iv);
+            (Expanded::Cbc(key, mac), Iv::Cbc(iv)) => {
                 message.extend_from_slice(&iv);
                 message.extend_from_slice(chain);
                 let padding = (chain.len() + 1).next_multiple_of(BLOCK) - (chain.len() + 1);
@@ -225,8 +286,19 @@ impl Sealer {
                 let tag = mac.tag([&message, &[]]);
                 message.extend_from_slice(tag.as_ref().get(..mac.icv)?);
             }
+            _ => return None,
         }
         Some(message)
+    }
+
+    /// Unpredictable to whoever has not the keys (RFC 3602 section 3), and always the same.
+    fn derived_iv(&self, message_id: u32) -> [u8; BLOCK] {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.bytes.expose());
+        let mut context = hmac::Context::with_key(&key);
+        context.update(AFTERLIFE_LABEL);
+        context.update(&message_id.to_be_bytes());
+        let tag = context.sign();
+        tag.as_ref().first_chunk().copied().unwrap_or_default()
     }
 }
 
@@ -237,6 +309,16 @@ impl Opener {
     /// From SK_ei and SK_ai or SK_er and SK_ar; `None` if their lengths are wrong.
     pub fn new(protection: Protection, sk_e: &Secret, sk_a: &Secret) -> Option<Self> {
         Keys::new(protection, sk_e, sk_a).map(Self)
+    }
+
+    /// From SK_e and SK_a in one; `None` if their length is wrong.
+    pub fn from_saved(protection: Protection, keys: &Secret) -> Option<Self> {
+        Keys::from_saved(protection, keys).map(Self)
+    }
+
+    /// The keys, SK_e and SK_a in one.
+    pub const fn saved(&self) -> &Secret {
+        &self.0.bytes
     }
 
     /// The chain of payloads, if the message is genuine; the padding is taken off. `None` also if a genuine message has a

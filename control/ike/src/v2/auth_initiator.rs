@@ -384,6 +384,8 @@ impl Authenticating {
             let made = payloads.sa().is_some();
             established.first_child(common, core, now, &proposed, made, outcome, (&ni, &nr));
         }
+        // The peer's packets come already: the child does not wait for the record.
+        established.persist(common, core);
         if let Some(reason) = cancelled {
             established.close(common, core, now, reason);
         }

@@ -377,6 +377,8 @@ fn establish(
         answer.push(Payload::Notify(Notify::new(NotifyType::MOBIKE_SUPPORTED, [])));
     }
     let datagrams = established.respond(core, EXCHANGE, message_id, &answer);
+    // The peer believes in it when it has the answer.
+    established.persist(common, core);
     common.send(core, &datagrams);
     State::Established(Box::new(established))
 }

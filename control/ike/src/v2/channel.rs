@@ -24,6 +24,7 @@ use crate::message::emit::{self, SK_PREFIX_LEN, SKF_PREFIX_LEN};
 use crate::message::parse::{self, Body, ParseError, Parsed};
 use crate::message::registry::{ExchangeType, NotifyType, PayloadType};
 use crate::message::{Head, IkeSpi, Notify, Payload};
+use crate::record::{Unanswered, V2Context};
 use crate::settings::Retransmit;
 
 /// The protected messages of one IKE SA.
@@ -321,6 +322,23 @@ impl Channel {
         let datagrams = retransmission.datagrams.clone();
         *retransmission = Retransmission::new(now, datagrams.clone(), self.retransmit, random);
         Some(datagrams)
+    }
+
+    /// What a Delete after a reset needs. Of a request that is outstanding the message itself is kept if it is short: the
+    /// peer may not have seen it, and takes nothing before it.
+    pub fn saved(&self) -> V2Context {
+        let (protection, own) = self.sealer.saved();
+        let unanswered = match self.outstanding.as_deref().map(|outstanding| &outstanding.retransmission) {
+            None => Unanswered::None,
+            Some(retransmission) => Unanswered::of(&retransmission.datagrams),
+        };
+        V2Context {
+            protection,
+            own: own.duplicate(),
+            peer: self.opener.saved().duplicate(),
+            next_request: self.next_request,
+            unanswered,
+        }
     }
 
     fn receive_request(

@@ -6,7 +6,7 @@
 use core::net::IpAddr;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::channel::{Channel, Datagrams, Received};
 use super::child::{self, Agreed, Child, ChildState, Ends, Keying, Proposed, jittered};
@@ -28,7 +28,8 @@ use crate::message::parse::Parsed;
 use crate::message::registry::{ExchangeType, NotifyType};
 use crate::message::{IkeSpi, Notify, Payload};
 use crate::negotiate::IkeSuite;
-use crate::output::{ChildId, Effect, IkeSaView, Path, SaId};
+use crate::output::{ChildId, Effect, IkeSaView, Path, Persist, SaId};
+use crate::record::{PeerTag, SavedBody, SavedIke, Strategy, UNLIMITED, whole_seconds};
 use crate::report::{CloseReason, Failure, Report};
 
 /// Under what a first message was found, and whether the peer said INITIAL_CONTACT.
@@ -50,6 +51,8 @@ pub(super) struct Established {
     pub(super) heard: Instant,
     pub(super) rekey_at: Option<Instant>,
     pub(super) expires_at: Option<Instant>,
+    /// When it is over at the latest, as far as this side decides that.
+    pub(super) ends: SystemTime,
     pub(super) keepalive_at: Option<Instant>,
     pub(super) children: Vec<Child>,
     tasks: VecDeque<Task>,
@@ -167,6 +170,7 @@ impl Established {
         let rekey_at =
             connection.rekey.map(|after| now.monotonic + jittered(core, after, connection.rekey_jitter));
         let expires_at = connection.rekey.map(|after| now.monotonic + after + connection.over_time);
+        let life = connection.rekey.map_or(UNLIMITED, |after| after + connection.over_time);
         Self {
             channel,
             keys,
@@ -177,6 +181,7 @@ impl Established {
             heard: now.monotonic,
             rekey_at,
             expires_at,
+            ends: whole_seconds(now.wall + life),
             keepalive_at: None,
             children: Vec::new(),
             tasks: VecDeque::new(),
@@ -193,6 +198,31 @@ impl Established {
             moving: Moving::default(),
             unheard: Vec::new(),
         }
+    }
+
+    /// Has saved what a Delete after a reset needs, as it is now; what is done for this SA after this waits for it.
+    pub(super) fn persist(&self, common: &Common, core: &mut Core) {
+        self.persist_for(common.id, common, core);
+    }
+
+    /// The same, when it is what is done for another SA that has to wait.
+    pub(super) fn persist_for(&self, id: SaId, common: &Common, core: &mut Core) {
+        let Common { initiator, spi_i, spi_r, path, .. } = *common;
+        let saved = SavedIke {
+            spis: (spi_i, spi_r),
+            initiator,
+            connection: Arc::clone(&self.connection.name),
+            peer: PeerTag::of(&self.remote_id.to_string()),
+            path,
+            expires: self.ends,
+            body: SavedBody::V2Context(self.channel.saved()),
+        };
+        let saved = match self.connection.reset {
+            Strategy::Delete => saved,
+            Strategy::Prebuilt => saved.into_prebuilt(),
+            Strategy::None => return,
+        };
+        core.emit(id, Effect::Persist(Persist::Put(Box::new(saved))));
     }
 
     /// Virtual addresses.
@@ -430,6 +460,8 @@ impl Established {
         payloads: &[Payload],
     ) {
         let datagrams = self.channel.request(now.monotonic, exchange, payloads, &mut *core.random);
+        // Its message ID is used from now on, whatever happens.
+        self.persist(common, core);
         common.send(core, &datagrams);
     }
 
@@ -712,6 +744,9 @@ impl Established {
             }
         }
         core.forget_peer(&self.connection, &self.remote_id, common.id);
+        if self.connection.reset != Strategy::None {
+            core.emit(common.id, Effect::Persist(Persist::Remove((common.spi_i, common.spi_r))));
+        }
         let connection = Some(Arc::clone(&self.connection.name));
         core.report(common.id, Report::Closed { sa: common.id, connection, reason });
     }
@@ -779,7 +814,11 @@ impl Established {
     /// Takes over what a predecessor had.
     pub(super) fn inherit(&mut self, common: &mut Common, core: &mut Core, now: Now, estate: Estate) {
         let Estate { children, tasks, addresses, moving, path, nat } = estate;
+        let moved = common.path != path;
         (common.path, common.nat) = (path, nat);
+        if moved {
+            self.persist(common, core);
+        }
         self.schedule_keepalive(common, core, now);
         for child in &children {
             core.children.insert(child.id, common.id);

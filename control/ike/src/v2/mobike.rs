@@ -52,6 +52,7 @@ impl Established {
             return;
         }
         common.path = path;
+        self.persist(common, core);
         self.move_children(common, core);
         core.report(common.id, Report::Moved { sa: common.id, path });
     }
@@ -60,6 +61,18 @@ impl Established {
         let (local, remote, encap) = (common.path.local.ip(), common.path.remote.ip(), common.encap());
         for child in self.children.iter().filter(|child| child.state != ChildState::Refused) {
             core.emit(common.id, Effect::Move { child: child.id, local, remote, encap });
+        }
+    }
+
+    /// MOB-2: the datapath saw the peer's newest packet come from elsewhere and follows it already. IKE goes there too; a
+    /// MOBIKE peer will say itself where it is.
+    pub(super) fn peer_moved(&self, common: &mut Common, core: &mut Core, remote: IpAddr, port: Option<u16>) {
+        let port = port.unwrap_or(common.path.remote.port());
+        let path = Path { remote: SocketAddr::new(remote, port), ..common.path };
+        if common.path != path && !common.initiator {
+            common.path = path;
+            self.persist(common, core);
+            core.report(common.id, Report::Moved { sa: common.id, path });
         }
     }
 
@@ -89,6 +102,9 @@ impl Established {
             }
             let before = common.path;
             common.path = path;
+            if before != path {
+                self.persist(common, core);
+            }
             self.move_children(common, core);
             if before != path {
                 core.report(common.id, Report::Moved { sa: common.id, path });
@@ -143,6 +159,7 @@ impl Established {
         self.moving.target = Some(path);
         // Whatever is being sent goes along the new path from now on (section 3.5).
         common.path = path;
+        self.persist(common, core);
         if let Some(datagrams) = self.channel.resend(now.monotonic, &mut *core.random) {
             common.send(core, &datagrams);
         }
@@ -195,16 +212,5 @@ impl Established {
         self.move_children(common, core);
         core.report(common.id, Report::Moved { sa: common.id, path: common.path });
         self.schedule_keepalive(common, core, now);
-    }
-}
-
-/// MOB-2: the datapath saw the peer's newest packet come from elsewhere and follows it already. IKE goes there too; a
-/// MOBIKE peer will say itself where it is.
-pub(super) fn peer_moved(common: &mut Common, core: &mut Core, remote: IpAddr, port: Option<u16>) {
-    let port = port.unwrap_or(common.path.remote.port());
-    let path = Path { remote: SocketAddr::new(remote, port), ..common.path };
-    if common.path != path && !common.initiator {
-        common.path = path;
-        core.report(common.id, Report::Moved { sa: common.id, path });
     }
 }

@@ -501,8 +501,8 @@ impl IkeSa {
 
     /// MOB-2: the peer's packets come from elsewhere.
     pub(crate) fn peer_moved(&mut self, core: &mut Core, remote: IpAddr, port: Option<u16>) {
-        if let State::Established(_) = &self.state {
-            mobike::peer_moved(&mut self.common, core, remote, port);
+        if let State::Established(state) = &self.state {
+            state.peer_moved(&mut self.common, core, remote, port);
         }
     }
 

@@ -433,6 +433,7 @@ impl Established {
             expected_request: 0,
         };
         let channel = Channel::new(&config, &keys)?;
+        let old = common.id;
         let common = Common {
             id,
             initiator,
@@ -456,6 +457,8 @@ impl Established {
             Vec::new(),
         );
         established.schedule_keepalive(&common, core, now);
+        // The peer has it, or has it when the answer that the old one sends next arrives there.
+        established.persist_for(old, &common, core);
         Some(IkeSa { common, state: State::Established(Box::new(established)) })
     }
 }

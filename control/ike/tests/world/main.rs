@@ -16,5 +16,6 @@ mod impairment;
 mod life;
 mod mobility;
 mod rekey;
+mod reset;
 mod sim;
 mod sites;

@@ -15,8 +15,13 @@ use postern_ike::config::{Connection, PoolConfig, Settings};
 use postern_ike::endpoint::{Endpoint, Host, Now};
 use postern_ike::ignored::Ignored;
 use postern_ike::job::{Done, JobId};
+use postern_ike::message::registry::ExchangeType;
 use postern_ike::message::{Head, parse};
-use postern_ike::output::{ChildId, ChildSa, Effect, IkeSaView, Output, Path, SaId, VirtualConfiguration};
+use postern_ike::output::{
+    ChildId, ChildSa, Effect, IkeSaView, Output, Path, Persist, SaId, VirtualConfiguration,
+};
+use postern_ike::record::{SavedBody, SavedIke};
+use postern_ike::recovery::{self, Recovery};
 use postern_ike::report::{Failure, Report};
 
 /// SplitMix64.
@@ -171,6 +176,10 @@ pub struct Node {
     /// Outputs of an IKE SA that wait for its `Install`.
     held: HashMap<SaId, (ChildId, VecDeque<Effect>)>,
     pub probes: Probes,
+    /// What is saved for the time after a reset; it outlives the node.
+    pub store: BTreeMap<[u8; 16], Vec<u8>>,
+    pub recovery: Option<Recovery>,
+    pub ended: Vec<recovery::Ended>,
 }
 
 /// Packets sent through CHILD_SAs.
@@ -279,6 +288,9 @@ impl World {
             refused: BTreeSet::new(),
             held: HashMap::new(),
             probes: Probes::default(),
+            store: BTreeMap::new(),
+            recovery: None,
+            ended: Vec::new(),
         });
         self.nodes.len() - 1
     }
@@ -318,6 +330,44 @@ impl World {
             Event::Computed(of, ..) | Event::Installed(of, ..) => of != node,
             _ => true,
         });
+    }
+
+    /// The node comes back from a reset: it knows what was saved and tells the peers.
+    pub fn recover(&mut self, node: usize, settings: Settings, pace: recovery::Settings) {
+        self.restart(node, settings);
+        let random = Box::new(Seeded::new(self.random.next()));
+        let records: Vec<SavedIke> =
+            self.nodes[node].store.values().map(|bytes| SavedIke::decode(bytes).unwrap()).collect();
+        self.nodes[node].recovery = Some(Recovery::new(records, pace, self.now(), random));
+        self.pump_recovery(node);
+    }
+
+    fn pump_recovery(&mut self, node: usize) {
+        let now = self.now().monotonic;
+        loop {
+            let Node { recovery: Some(recovery), store, ended, .. } = &mut self.nodes[node] else { return };
+            let message = recovery.poll(now);
+            while let Some(one) = recovery.poll_ended() {
+                store.remove(&one.key);
+                ended.push(one);
+            }
+            let Some((path, bytes)) = message else { return };
+            self.note(|| format!("{} tells {}", self.nodes[node].name, summary(path.remote, &bytes)));
+            self.transmit(node, Datagram { from: path.local, to: path.remote, bytes });
+        }
+    }
+
+    /// No request of this side goes out before its message ID is saved as used (RST-1).
+    fn check_saved(&self, node: usize, datagram: &[u8]) {
+        let Ok((head, ..)) = parse::head(datagram) else { return };
+        let key = [head.spi_i.0.to_be_bytes(), head.spi_r.0.to_be_bytes()].concat();
+        let negotiating = [ExchangeType::IKE_SA_INIT, ExchangeType::IKE_AUTH].contains(&head.exchange);
+        let Some(bytes) = self.nodes[node].store.get(key.as_slice()) else { return };
+        let SavedBody::V2Context(context) = SavedIke::decode(bytes).unwrap().body else { return };
+        let own = head.from_initiator == SavedIke::decode(bytes).unwrap().initiator;
+        if !head.response && !negotiating && own {
+            assert!(context.next_request > head.message_id, "message ID {} is not saved", head.message_id);
+        }
     }
 
     /// The node has these addresses from now on.
@@ -377,7 +427,9 @@ impl World {
     fn step(&mut self, end: Duration) -> bool {
         let timer = (0..self.nodes.len())
             .filter_map(|node| {
-                let at = self.nodes[node].endpoint.poll_timeout()?;
+                let Node { endpoint, recovery, .. } = &self.nodes[node];
+                let recovery = recovery.as_ref().and_then(Recovery::poll_timeout);
+                let at = endpoint.poll_timeout().into_iter().chain(recovery).min()?;
                 Some((at.saturating_duration_since(self.origin).max(self.clock), node))
             })
             .min();
@@ -385,6 +437,7 @@ impl World {
         match (timer, event) {
             (Some((at, node)), event) if at <= end && event.is_none_or(|event| at <= event) => {
                 self.clock = at;
+                self.pump_recovery(node);
                 self.with(node, Endpoint::handle_timeout);
                 let again = self.nodes[node].endpoint.poll_timeout();
                 assert!(
@@ -460,7 +513,18 @@ impl World {
             }
         });
         match effect {
+            Effect::Persist(Persist::Put(record)) => {
+                let bytes = record.encode().to_vec();
+                assert_eq!(SavedIke::decode(&bytes).unwrap(), *record);
+                self.nodes[node].store.insert(record.key(), bytes);
+            }
+            Effect::Persist(Persist::Remove((spi_i, spi_r))) => {
+                let key = [spi_i.0.to_be_bytes(), spi_r.0.to_be_bytes()].concat();
+                let found = self.nodes[node].store.remove(key.as_slice());
+                assert!(found.is_some(), "{spi_i}/{spi_r} was never saved");
+            }
             Effect::Transmit { path, datagram } => {
+                self.check_saved(node, &datagram);
                 assert_eq!(path.natt, path.local.port() == 4500, "marker on port 4500 only: {path:?}");
                 self.nodes[node].transmitted += 1;
                 self.transmit(node, Datagram { from: path.local, to: path.remote, bytes: datagram });
@@ -599,6 +663,11 @@ impl World {
         }
         let path = Path { local, remote: datagram.from, natt };
         self.note(|| format!("{} gets {}", self.nodes[node].name, summary(local, &datagram.bytes)));
+        if let Some(recovery) = &mut self.nodes[node].recovery
+            && recovery.handle_datagram(path, &datagram.bytes)
+        {
+            return self.pump_recovery(node);
+        }
         self.with(node, |endpoint, now| endpoint.handle_datagram(now, path, &datagram.bytes));
     }
 

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use postern_ike::Secret;
 use postern_ike::config::{
-    Child, Connection, LocalAuth, Mode, PoolConfig, RemoteAuth, Retransmit, Selector, Settings, Start, Unique,
+    Child, Connection, LocalAuth, Mode, PoolConfig, RemoteAuth, Retransmit, Selector, Settings, Start,
+    Strategy, Unique,
 };
 use postern_ike::message::TrafficSelector;
 use postern_ike::negotiate::keyword;
@@ -61,6 +62,7 @@ pub fn connection(local: &str, remote: &str, address: Option<IpAddr>) -> Connect
         over_time: Duration::from_mins(10),
         dpd: Some(Duration::from_secs(30)),
         unique: Unique::Replace,
+        reset: Strategy::Delete,
         fingerprint: [0; 32],
     }
 }

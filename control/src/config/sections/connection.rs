@@ -6,7 +6,7 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use postern_ike::config::{Connection as IkeConnection, Selector, Unique};
+use postern_ike::config::{Connection as IkeConnection, Selector, Strategy, Unique};
 use postern_ike::negotiate::keyword;
 use toml::de::DeValue;
 
@@ -48,6 +48,7 @@ impl Context<'_> {
         let (rekey, rekey_jitter, over_time) = times(&mut table);
         let dpd = seconds(table.or("dpd_s", 30));
         let unique = table.or("unique", Unique::Replace);
+        let reset = table.or("reset", Strategy::Delete);
         let pools = self.pools_of(&mut table);
         let dns = table.get::<Vec<IpAddr>>("dns");
         let request = table.get::<Vec<Family>>("request_address");
@@ -111,6 +112,7 @@ impl Context<'_> {
             over_time,
             dpd,
             unique,
+            reset,
         };
         // `Debug` has every field, those to come as well, but no secret and no certificate: their digests are beside it.
         let shown = format!("{ike:?} {settings:?}");
@@ -282,6 +284,15 @@ impl Read for Unique {
 
     fn read(value: DeValue<'_>) -> Result<Self, String> {
         let words = [("replace", Self::Replace), ("keep", Self::Keep), ("never", Self::Never)];
+        one_of(&value, &words).ok_or_else(expected::<Self>)
+    }
+}
+
+impl Read for Strategy {
+    const EXPECTED: &'static str = "\"delete\", \"prebuilt\" or \"none\"";
+
+    fn read(value: DeValue<'_>) -> Result<Self, String> {
+        let words = [("delete", Self::Delete), ("prebuilt", Self::Prebuilt), ("none", Self::None)];
         one_of(&value, &words).ok_or_else(expected::<Self>)
     }
 }

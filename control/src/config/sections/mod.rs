@@ -8,6 +8,7 @@ mod credentials;
 mod ike;
 mod policy;
 mod programs;
+mod recovery;
 mod relay;
 mod tunnel;
 mod values;
@@ -72,6 +73,7 @@ fn document_sections(
     ike.pools = root.tables("pool").into_iter().filter_map(|table| context.pool(table)).collect();
     let connections = root.tables("connection").into_iter();
     ike.connections = connections.filter_map(|table| context.connection(table, &ike.listen)).collect();
+    let recovery = recovery::recovery(root.table("recovery"));
     root.finish();
     Some(Config {
         datapath: datapath?,
@@ -80,6 +82,7 @@ fn document_sections(
         policies,
         relays,
         ike,
+        recovery,
         holds_keys: context.holds_keys.get(),
         warnings: Vec::new(),
     })

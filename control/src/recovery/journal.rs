@@ -1,0 +1,319 @@
+//! The thread that makes records durable: what the IKE task hands over while one write is under way goes out together with
+//! the next one (group commit), so an SA waits for one flush and a burst of SAs for a few.
+//!
+//! The thread owns the store. If the storage fails, those who wait are let go on, because a gateway without a backup is
+//! better than none; the problem is shown until a write succeeds.
+
+use std::path::PathBuf;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use postern_ike::output::SaId;
+use postern_nvram::{Change, Checkpoint, Key, NoCounter, Options, PublicKey, Store, StoreError};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc as channel, oneshot};
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+use super::histogram::Histogram;
+
+/// What it is opened with.
+#[derive(Debug)]
+pub struct Opening {
+    /// Directory of the store.
+    pub directory: PathBuf,
+    /// Between checkpoints.
+    pub checkpoint: Duration,
+    /// Whom records are encrypted for.
+    pub recipient: PublicKey,
+    /// Records of the process before that are still of use.
+    pub carried: Vec<(Key, Zeroizing<Vec<u8>>)>,
+}
+
+/// A hand on the thread.
+#[derive(Debug)]
+pub struct Journal {
+    jobs: Sender<Job>,
+    stats: Arc<Mutex<Stats>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// IKE SAs whose records are durable, or as good as they get.
+pub type Committed = Vec<SaId>;
+
+/// How it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// Live records.
+    pub records: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// Which generation.
+    pub generation: u64,
+    /// Whether a counter guards it against roll-back.
+    pub protected: bool,
+    /// Whom it is encrypted for.
+    pub recipient: String,
+    /// Writes, each made durable.
+    pub commits: u64,
+    /// Records written by them.
+    pub changes: u64,
+    /// The last checkpoint: when, in seconds since 1970, with how many records, and how long it took.
+    pub checkpoint: Option<(u64, u64, Duration)>,
+    /// From the moment a record was handed over to when it was durable.
+    pub latency: Histogram,
+    /// What is wrong.
+    pub problem: Option<String>,
+}
+
+enum Job {
+    Commit { changes: Vec<Change>, waiting: Vec<SaId>, since: Instant },
+    Checkpoint(oneshot::Sender<Result<(), String>>),
+    Stop,
+}
+
+/// Changes that one write takes.
+const BATCH: usize = 8192;
+
+/// After a failure, until the next attempt.
+const AGAIN: Duration = Duration::from_secs(5);
+
+impl Journal {
+    /// Starts the thread, which opens the store first. Who waits is told by `committed`.
+    pub fn start(opening: Opening, committed: channel::UnboundedSender<Committed>) -> std::io::Result<Self> {
+        let (jobs, queue) = mpsc::channel();
+        let stats =
+            Arc::new(Mutex::new(Stats { recipient: opening.recipient.id().to_string(), ..Stats::default() }));
+        let shared = Arc::clone(&stats);
+        let thread = Builder::new().name("nvram".to_owned()).spawn(move || {
+            let mut worker = Worker { store: None, opening, stats: shared, committed, next: Instant::now() };
+            worker.run(&queue);
+        })?;
+        Ok(Self { jobs, stats, thread: Some(thread) })
+    }
+
+    /// Has changes made durable; then `waiting` is told.
+    pub fn commit(&self, changes: Vec<Change>, waiting: Vec<SaId>) {
+        // The thread ends only with this value.
+        let _ = self.jobs.send(Job::Commit { changes, waiting, since: Instant::now() });
+    }
+
+    /// Writes all records anew under another data key.
+    pub fn checkpoint(&self, done: oneshot::Sender<Result<(), String>>) {
+        let _ = self.jobs.send(Job::Checkpoint(done));
+    }
+
+    /// How it is.
+    pub fn stats(&self) -> Stats {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Journal {
+    /// What was handed over is written first.
+    fn drop(&mut self) {
+        let _ = self.jobs.send(Job::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Worker {
+    store: Option<Store>,
+    opening: Opening,
+    stats: Arc<Mutex<Stats>>,
+    committed: channel::UnboundedSender<Committed>,
+    /// When a failed opening is tried again.
+    next: Instant,
+}
+
+impl Worker {
+    fn run(&mut self, queue: &Receiver<Job>) {
+        self.open();
+        loop {
+            let until = self.store.as_ref().map_or(self.next, Store::next_checkpoint);
+            let wait = until.saturating_duration_since(Instant::now());
+            let first = match queue.recv_timeout(wait.max(Duration::from_millis(10))) {
+                Ok(job) => Some(job),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if self.store.is_none() && self.next <= Instant::now() {
+                self.open();
+            }
+            let (mut changes, mut waiting, mut handed) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut stop, mut asked) = (false, Vec::new());
+            let mut job = first;
+            while let Some(one) = job {
+                match one {
+                    Job::Commit { changes: more, waiting: sas, since } => {
+                        changes.extend(more);
+                        waiting.extend(sas);
+                        handed.push(since);
+                    }
+                    Job::Checkpoint(done) => asked.push(done),
+                    Job::Stop => stop = true,
+                }
+                job = if changes.len() < BATCH { queue.try_recv().ok() } else { None };
+            }
+            if !handed.is_empty() {
+                self.commit(&changes, &handed);
+                let _ = self.committed.send(waiting);
+            }
+            if stop {
+                return;
+            }
+            let due = self.store.as_ref().is_some_and(|store| store.checkpoint_due(Instant::now()));
+            if due || !asked.is_empty() {
+                let result = self.checkpoint();
+                for done in asked {
+                    let _ = done.send(result.clone());
+                }
+            }
+        }
+    }
+
+    /// Opens the store, puts in what is carried over, and removes the older generations.
+    fn open(&mut self) {
+        self.next = Instant::now() + AGAIN;
+        let Opening { directory, checkpoint, recipient, carried } = &self.opening;
+        let options = Options { checkpoint: *checkpoint, ..Options::new(directory) };
+        let opened = Store::open(options, recipient, Box::new(NoCounter)).and_then(|mut store| {
+            let puts: Vec<Change> = carried
+                .iter()
+                .map(|(key, record)| Change::Put { key: Key(key.0), record: record.clone() })
+                .collect();
+            if !puts.is_empty() {
+                store.commit(&puts)?;
+            }
+            store.erase_older().map(|checkpoint| (store, checkpoint))
+        });
+        match opened {
+            Ok((store, checkpoint)) => {
+                self.opening.carried = Vec::new();
+                info!(
+                    generation = store.generation(),
+                    records = store.len(),
+                    "the backup of IKE SAs is open"
+                );
+                self.store = Some(store);
+                self.note(&checkpoint);
+            }
+            Err(error) => self.trouble(&error),
+        }
+    }
+
+    fn commit(&mut self, changes: &[Change], handed: &[Instant]) {
+        let Some(store) = &mut self.store else { return };
+        let result = store.commit(changes);
+        let now = Instant::now();
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.commits += 1;
+        stats.changes += u64::try_from(changes.len()).unwrap_or(u64::MAX);
+        stats.records = u64::try_from(store.len()).unwrap_or(u64::MAX);
+        stats.bytes = store.file_bytes().unwrap_or_default();
+        for since in handed {
+            stats.latency.add(now.duration_since(*since));
+        }
+        if result.is_ok() {
+            stats.problem = None;
+        }
+        drop(stats);
+        if let Err(error) = result {
+            self.trouble(&error);
+        }
+    }
+
+    fn checkpoint(&mut self) -> Result<(), String> {
+        let Some(store) = &mut self.store else { return Err("the backup is not open".to_owned()) };
+        match store.checkpoint() {
+            Ok(checkpoint) => {
+                self.note(&checkpoint);
+                Ok(())
+            }
+            Err(error) => {
+                self.trouble(&error);
+                Err(error.to_string())
+            }
+        }
+    }
+
+    fn note(&self, checkpoint: &Checkpoint) {
+        let Some(store) = &self.store else { return };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let records = u64::try_from(checkpoint.records).unwrap_or(u64::MAX);
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        stats.problem = checkpoint.counter_error.as_ref().map(ToString::to_string);
+        stats.checkpoint = Some((now, records, checkpoint.took));
+        stats.generation = store.generation();
+        stats.protected = store.is_protected();
+        stats.records = records;
+        stats.bytes = checkpoint.bytes;
+    }
+
+    fn trouble(&self, error: &StoreError) {
+        let problem = format!("the backup of IKE SAs cannot be written: {error}");
+        let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        if stats.problem.as_ref() != Some(&problem) {
+            warn!("{problem}");
+        }
+        stats.problem = Some(problem);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use postern_nvram::{Backup, SealedFile};
+
+    use super::super::keys;
+    use super::*;
+
+    /// RST-1: what was committed is in the backup; those who waited are told; what is carried over is there as well and
+    /// the older generation is gone.
+    #[test]
+    fn rst_1_durable_when_told() {
+        let dir = std::env::temp_dir().join(format!("postern-journal-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let (recipient, private) = keys::prepare(&dir).unwrap();
+        let open = |carried| Opening {
+            directory: dir.join("store"),
+            checkpoint: Duration::from_mins(5),
+            recipient: recipient.clone(),
+            carried,
+        };
+        let holder = SealedFile { path: private, passphrase_file: None };
+        let (sender, mut told) = channel::unbounded_channel();
+        let journal = Journal::start(open(Vec::new()), sender).unwrap();
+        for number in 0..100_u8 {
+            let record = Zeroizing::new(vec![number; 50]);
+            journal.commit(vec![Change::Put { key: Key([number; 16]), record }], vec![SaId(number.into())]);
+        }
+        let mut waited = Vec::new();
+        while waited.len() < 100 {
+            waited.extend(told.blocking_recv().unwrap());
+        }
+        let backup = Backup::read(&dir.join("store"), &holder, &mut NoCounter).unwrap();
+        assert_eq!(backup.records.len(), 100);
+        let stats = journal.stats();
+        assert!(stats.commits < 100 && stats.changes == 100 && stats.latency.count() == 100, "{stats:?}");
+        journal.commit(vec![Change::Remove { key: Key([7; 16]) }], Vec::new());
+        let (done, finished) = oneshot::channel();
+        journal.checkpoint(done);
+        finished.blocking_recv().unwrap().unwrap();
+        drop(journal);
+
+        let backup = Backup::read(&dir.join("store"), &holder, &mut NoCounter).unwrap();
+        assert_eq!(backup.records.len(), 99);
+        let (sender, mut told) = channel::unbounded_channel();
+        let journal = Journal::start(open(backup.records), sender).unwrap();
+        journal.commit(vec![Change::Remove { key: Key([8; 16]) }], vec![SaId(1)]);
+        assert_eq!(told.blocking_recv().unwrap(), [SaId(1)]);
+        drop(journal);
+        let backup = Backup::read(&dir.join("store"), &holder, &mut NoCounter).unwrap();
+        assert_eq!((backup.records.len(), backup.report.files.len()), (98, 1));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,258 @@
+//! Resets (RST-1 to RST-11): what is kept of IKE SAs while they live, and what is done with it after a reset.
+//!
+//! ```text
+//! while it runs:  Endpoint ─ Persist ─► IKE task ─► journal (thread, group commit) ─► postern-nvram, encrypted
+//! at the start:   life, boot id, datapath ─► Cause ─ a reset ─► Backup, private key ─► postern_ike::recovery ─► sockets
+//!                                                  └ the datapath lives ─► records are kept, nobody is told anything
+//! ```
+//!
+//! [`begin`] finds out what became of the process before, reads its backup if that is of use, and begins a new one; the
+//! IKE task does the rest ([`ike::reset`](crate::ike)).
+
+pub mod histogram;
+mod journal;
+pub mod keys;
+mod life;
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use postern_ike::record::SavedIke;
+use postern_ike::recovery::Settings as Pace;
+use postern_nvram::{Backup, Key, NoCounter, SealedFile};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::UnboundedSender;
+use tracing::{info, warn};
+use zeroize::Zeroizing;
+
+pub use self::journal::{Committed, Journal, Opening, Stats};
+pub use self::life::{Cause, Ending};
+use crate::datapath::client::Client;
+
+/// `[recovery]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Whether anything is saved and anybody told.
+    pub enabled: bool,
+    /// Directory of keys and backup; `None`: `recovery` in control's state directory.
+    pub directory: Option<PathBuf>,
+    /// Between checkpoints of the backup.
+    pub checkpoint: Duration,
+    /// How peers are told.
+    pub pace: Pace,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { enabled: true, directory: None, checkpoint: Duration::from_mins(5), pace: Pace::default() }
+    }
+}
+
+/// What a start has to know.
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// `[recovery]`.
+    pub settings: Settings,
+    /// Control's state directory.
+    pub state: PathBuf,
+    /// Where a datapath would listen.
+    pub datapath: PathBuf,
+}
+
+/// What a start finds.
+#[derive(Debug)]
+pub struct Beginning {
+    /// What became of the process before.
+    pub cause: Cause,
+    /// IKE SAs whose peers are to be told.
+    pub tell: Vec<SavedIke>,
+    /// IKE SAs whose CHILD_SAs go on in the datapath.
+    pub adopted: Vec<SavedIke>,
+    /// The new backup; `None`: nothing is saved.
+    pub journal: Option<Journal>,
+    /// What is wrong.
+    pub problems: Vec<String>,
+}
+
+/// Progress and state of all this, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What this start is.
+    pub cause: Cause,
+    /// In words.
+    pub cause_text: String,
+    /// The burst, if peers are or were to be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<BurstReport>,
+    /// IKE SAs of a process before this one that are kept because their CHILD_SAs go on in the datapath.
+    pub adopted: u64,
+    /// The backup; absent: nothing is saved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<Stats>,
+    /// What is wrong.
+    pub problems: Vec<String>,
+}
+
+impl Report {
+    /// Whether there is more to say than that nothing has happened and nothing is saved.
+    pub fn is_of_interest(&self) -> bool {
+        let saved = self.backup.as_ref().is_some_and(|stats| stats.records > 0);
+        self.burst.is_some() || self.adopted > 0 || saved
+    }
+}
+
+/// The burst.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BurstReport {
+    /// Nothing is left to be done.
+    pub done: bool,
+    /// IKE SAs in the backup.
+    pub total: u64,
+    /// Past their end.
+    pub expired: u64,
+    /// Their peers have answered.
+    pub told: u64,
+    /// Said as often as it is to be said; no answer was to be expected (IKEv1).
+    pub sent: u64,
+    /// Their peers have not answered.
+    pub unanswered: u64,
+    /// The same, but they have a new IKE SA.
+    pub superseded: u64,
+    /// Not written to yet.
+    pub waiting: u64,
+    /// Written to, and neither answered nor given up.
+    pub under_way: u64,
+    /// Messages sent.
+    pub messages: u64,
+    /// Answers that were not authentic.
+    pub forged: u64,
+    /// From the start of the process to the first message, in microseconds.
+    pub first_message_us: Option<u64>,
+    /// From the start of the process to the last answer, in microseconds.
+    pub last_answer_us: Option<u64>,
+    /// From the start of the process to when nothing was left, in microseconds.
+    pub done_us: Option<u64>,
+}
+
+/// Longest that a datapath may take to say what it has.
+const ASKING: Duration = Duration::from_secs(2);
+
+/// Finds out how it stands. Must be called once, before anything is negotiated.
+pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Beginning {
+    let Start { settings, state, datapath } = start;
+    let mut problems = Vec::new();
+    let living = living_peers(datapath).await;
+    let cause = life::begin(state, living.is_some()).unwrap_or_else(|error| {
+        problems.push(format!("{}: {error}; a reset cannot be told from a stop", state.display()));
+        if living.is_some() { Cause::ControlDied } else { Cause::Crashed }
+    });
+    info!("{}", cause.text());
+    let mut beginning = Beginning { cause, tell: Vec::new(), adopted: Vec::new(), journal: None, problems };
+    if !settings.enabled {
+        return beginning;
+    }
+    let directory = settings.directory.clone().unwrap_or_else(|| state.join("recovery"));
+    let store = directory.join("backup");
+    let (recipient, private) = match keys::prepare(&directory) {
+        Ok(found) => found,
+        Err(error) => {
+            beginning.problem(format!("no backup of IKE SAs is kept: {error}"));
+            return beginning;
+        }
+    };
+    let mut carried = Vec::new();
+    if cause.is_reset() || cause.is_adoption() {
+        beginning.read(&store, private, &living.unwrap_or_default(), &mut carried);
+    }
+    let opening = Opening { directory: store, checkpoint: settings.checkpoint, recipient, carried };
+    match Journal::start(opening, committed) {
+        Ok(journal) => beginning.journal = Some(journal),
+        Err(error) => beginning.problem(format!("no backup of IKE SAs is kept: {error}")),
+    }
+    beginning
+}
+
+/// Writes down that this process was told to end.
+pub fn end(state: &Path, ending: Ending) {
+    if let Err(error) = life::end(state, ending) {
+        warn!("{}: {error}: the next start will look like one after a crash", state.display());
+    }
+}
+
+impl Beginning {
+    fn problem(&mut self, text: String) {
+        warn!("{text}");
+        self.problems.push(text);
+    }
+
+    /// Reads the backup. What is still of use goes to `carried` as well, for the new one.
+    fn read(
+        &mut self,
+        store: &Path,
+        private: PathBuf,
+        living: &HashSet<IpAddr>,
+        carried: &mut Vec<(Key, Zeroizing<Vec<u8>>)>,
+    ) {
+        let began = Instant::now();
+        let holder = SealedFile { path: private, passphrase_file: None };
+        let backup = match Backup::read(store, &holder, &mut NoCounter) {
+            Ok(backup) => backup,
+            Err(error) => {
+                self.problem(format!("the backup of IKE SAs cannot be used: {error}"));
+                return;
+            }
+        };
+        for file in backup.report.files.iter().filter(|file| !file.is_clean()) {
+            self.problem(format!("backup {}: {}", file.name, describe(file)));
+        }
+        let mut unreadable = 0_usize;
+        for (key, record) in backup.records {
+            match SavedIke::decode(&record) {
+                Ok(saved) if saved.key() == key.0 => {
+                    if living.contains(&saved.path.remote.ip()) {
+                        self.adopted.push(saved);
+                    } else {
+                        self.tell.push(saved);
+                    }
+                    carried.push((key, record));
+                }
+                _ => unreadable += 1,
+            }
+        }
+        if unreadable > 0 {
+            self.problem(format!(
+                "{unreadable} records of the backup are not IKE SAs as this version saves them"
+            ));
+        }
+        info!(
+            tell = self.tell.len(),
+            adopted = self.adopted.len(),
+            "the backup was read in {:.1} ms",
+            began.elapsed().as_secs_f64() * 1000.0
+        );
+    }
+}
+
+fn describe(file: &postern_nvram::FileReport) -> String {
+    let counts = [
+        (file.missing, "records missing"),
+        (file.damaged, "places damaged"),
+        (file.uncommitted, "records that were just being written"),
+        (file.torn_bytes, "bytes torn"),
+    ];
+    let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+    let counts: Vec<String> = counts.map(|(count, what)| format!("{count} {what}")).collect();
+    [file.status.to_string()].into_iter().chain(counts).collect::<Vec<_>>().join(", ")
+}
+
+/// The peers of negotiated SAs in a datapath that runs; `None` if none runs.
+async fn living_peers(socket: &Path) -> Option<HashSet<IpAddr>> {
+    let ask = async {
+        let mut client = Client::connect(socket).await.ok()?;
+        let (_, negotiated) = client.inventory().await.ok()?.divide();
+        Some(negotiated.sas.values().map(|report| report.remote.on_wire).collect::<HashSet<_>>())
+    };
+    tokio::time::timeout(ASKING, ask).await.ok().flatten()
+}
