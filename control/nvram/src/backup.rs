@@ -100,7 +100,7 @@ pub enum FileStatus {
 pub struct Inspection {
     /// Bytes of the file.
     pub bytes: u64,
-    /// Counts the opens of the store.
+    /// Larger for each open: seconds since 1970, or one more than the newest that was there.
     pub generation: u64,
     /// Counts the checkpoints of the generation, from 0.
     pub epoch: u64,

@@ -7,10 +7,17 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use zeroize::Zeroizing;
+
+use crate::backup::{Backup, inspect_bytes};
+use crate::counter::NoCounter;
 use crate::format::HEADER_LEN;
+use crate::holder::{KeyError, KeyHolder};
+use crate::keys::{KeyRing, PrivateKey, generate};
 use crate::storage::{Storage, StorageFile};
+use crate::store::{Change, Key, Options, Store};
 
 const SECTOR: usize = 512;
 
@@ -307,6 +314,84 @@ impl StorageFile for Open {
         let length = state.files.get(self.index).map_or(0, |file| file.now.len()).min(HEADER_LEN);
         state.write(self.index, 0, [0; HEADER_LEN].get(..length).unwrap_or_default())?;
         state.flush(self.index)
+    }
+}
+
+/// What the fuzz target and the property test call: any bytes as a file, and a real file that is mangled as they say, are
+/// read without a panic, and give no record that was not put.
+///
+/// # Panics
+/// When that does not hold.
+pub fn read_mangled(bytes: &[u8]) {
+    static REAL: OnceLock<Option<(Vec<u8>, Zeroizing<String>)>> = OnceLock::new();
+    let Some((real, key)) = REAL.get_or_init(real_file) else { return };
+    let _ = inspect_bytes(bytes);
+    let read = |file: Vec<u8>| {
+        let medium = Medium::of([("generation-0000000000000001.nvram".to_owned(), file)]);
+        Backup::read_from(&medium, &Holder(key), &mut NoCounter)
+    };
+    let _ = read(bytes.to_vec());
+    // Five bytes a change: what, where (two), how much, with what.
+    let mut file = real.clone();
+    for change in bytes.chunks_exact(5) {
+        let [what, high, low, length, with] = *change else { continue };
+        let at = usize::from(u16::from_be_bytes([high, low])) % file.len().max(1);
+        let end = (at + usize::from(length)).min(file.len());
+        match what % 5 {
+            0 => file.iter_mut().skip(at).take(usize::from(length)).for_each(|byte| *byte ^= with),
+            1 => file.truncate(at),
+            2 => drop(file.drain(at..end)),
+            3 => drop(file.splice(at..at, core::iter::repeat_n(with, usize::from(length)))),
+            _ => {
+                let to = usize::from(with) * 16 % file.len().max(1);
+                let moved: Vec<_> = file.iter().skip(at).take(usize::from(length)).copied().collect();
+                file.iter_mut().skip(to).zip(moved).for_each(|(to, from)| *to = from);
+            }
+        }
+    }
+    let Ok(backup) = read(file) else { return };
+    for (key, record) in &backup.records {
+        let [number, ..] = key.0;
+        let generations = [record_of(number, 0), record_of(number, 1)];
+        assert!(
+            key.0 == [number; 16] && generations.contains(record),
+            "a record that was never put: {key:?}"
+        );
+    }
+}
+
+/// A file with a checkpoint and a journal, and its private key.
+fn real_file() -> Option<(Vec<u8>, Zeroizing<String>)> {
+    let (public, private) = generate();
+    let medium = Medium::default();
+    let storage = Box::new(medium.clone());
+    let mut store = Store::open_in(storage, Options::new(""), &public, Box::new(NoCounter)).ok()?;
+    let put =
+        |number, generation| Change::Put { key: Key([number; 16]), record: record_of(number, generation) };
+    store.commit(&(0..8).map(|number| put(number, 0)).collect::<Vec<_>>()).ok()?;
+    store.checkpoint().ok()?;
+    for number in 4..12 {
+        store
+            .commit(&[put(number, 1), put(number + 8, 0), Change::Remove { key: Key([number - 4; 16]) }])
+            .ok()?;
+    }
+    let (_, file) = medium.snapshot().pop_first()?;
+    Some((file, PrivateKey::to_text(&private)))
+}
+
+fn record_of(number: u8, generation: u8) -> Zeroizing<Vec<u8>> {
+    Zeroizing::new(vec![number ^ generation.wrapping_mul(0x55); 8 + usize::from(number) * 7])
+}
+
+struct Holder<'a>(&'a str);
+
+impl KeyHolder for Holder<'_> {
+    fn unseal(&self) -> Result<KeyRing, KeyError> {
+        KeyRing::from_text(self.0).map_err(|reason| KeyError::Text { what: self.describe(), reason })
+    }
+
+    fn describe(&self) -> String {
+        "memory".into()
     }
 }
 

@@ -45,7 +45,7 @@ const BOUND_LEN: usize = 8 + 2 + 1 + 1 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 8;
 /// What a file says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Fields {
-    /// Counts the opens of this store.
+    /// Larger for each open: seconds since 1970, or one more than the newest that was there.
     pub(crate) generation: u64,
     /// Counts the checkpoints of the generation, from 0.
     pub(crate) epoch: u64,

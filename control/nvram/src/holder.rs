@@ -13,7 +13,8 @@ use base64ct::{Base64, Encoding};
 use thiserror::Error;
 use zeroize::Zeroizing;
 
-use crate::keys::{KeyRing, KeyText, random};
+use crate::keys::{KeyRing, KeyText, PublicKey, random};
+use crate::tpm::{self, Tpm2};
 
 /// Most bytes of a file with keys.
 const MAX_TEXT: u64 = 16 * 1024;
@@ -83,6 +84,105 @@ pub enum KeyError {
     /// A service manager passed no credentials, or the TPM refused.
     #[error("{0}")]
     Holder(String),
+}
+
+/// How the file with the private half keeps it; the file says so itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Protection {
+    /// Not at all: its mode is all there is.
+    Clear,
+    /// [`SealedFile`] with a passphrase.
+    Passphrase,
+    /// [`Tpm2`], while these PCRs are as they were if there are any.
+    Tpm2 {
+        /// Such as `sha256:7`.
+        pcrs: Option<String>,
+    },
+}
+
+impl Protection {
+    /// That of a file.
+    ///
+    /// # Errors
+    /// It cannot be read, is in the clear and can be read by others, or is no key file.
+    pub fn of(path: &Path) -> Result<Self, KeyError> {
+        let text = read_key_file(path)?;
+        match text.split(' ').next().unwrap_or_default() {
+            SEALED_WORD => Ok(Self::Passphrase),
+            tpm::WORD => Ok(Self::Tpm2 { pcrs: tpm::pcrs(&text) }),
+            _ => Ok(Self::Clear),
+        }
+    }
+
+    /// The holder for a file that is kept so.
+    pub fn holder(
+        &self,
+        path: &Path,
+        passphrase_file: Option<&Path>,
+        tcti: Option<&str>,
+    ) -> Box<dyn KeyHolder> {
+        let path = path.to_owned();
+        match self {
+            Self::Clear => Box::new(SealedFile { path, passphrase_file: None }),
+            Self::Passphrase => {
+                Box::new(SealedFile { path, passphrase_file: passphrase_file.map(Path::to_owned) })
+            }
+            Self::Tpm2 { .. } => Box::new(Tpm2 { path, tcti: tcti.map(str::to_owned) }),
+        }
+    }
+
+    /// Writes `ring` to a file that keeps it so, whole or not at all.
+    ///
+    /// # Errors
+    /// There is no passphrase where one is needed, the TPM refuses, or the file cannot be written.
+    pub fn write(
+        &self,
+        path: &Path,
+        ring: &KeyRing,
+        passphrase_file: Option<&Path>,
+        tcti: Option<&str>,
+    ) -> Result<(), KeyError> {
+        match self {
+            Self::Clear => SealedFile::write(path, ring, None),
+            Self::Passphrase => {
+                let file =
+                    passphrase_file.ok_or_else(|| KeyError::NoPassphrase(path.display().to_string()))?;
+                SealedFile::write(path, ring, Some(&Passphrase::from_file(file)?))
+            }
+            Self::Tpm2 { pcrs } => {
+                let holder = Tpm2 { path: path.to_owned(), tcti: tcti.map(str::to_owned) };
+                holder.write(ring, pcrs.as_deref())
+            }
+        }
+    }
+}
+
+impl fmt::Display for Protection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Clear => f.write_str("in the clear"),
+            Self::Passphrase => f.write_str("sealed with a passphrase"),
+            Self::Tpm2 { pcrs: None } => f.write_str("sealed by the TPM"),
+            Self::Tpm2 { pcrs: Some(pcrs) } => write!(f, "sealed by the TPM to PCRs {pcrs}"),
+        }
+    }
+}
+
+/// Writes the public half's file, with mode 0600, whole or not at all.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_public(path: &Path, key: &PublicKey) -> Result<(), KeyError> {
+    write_secret(path, &key.to_text())
+}
+
+/// Reads the public half's file.
+///
+/// # Errors
+/// It cannot be read, others can read it, or it is not one.
+pub fn read_public(path: &Path) -> Result<PublicKey, KeyError> {
+    let text = read_secret(path, true)?;
+    PublicKey::from_text(&text).map_err(|reason| KeyError::Text { what: path.display().to_string(), reason })
 }
 
 /// A passphrase: prints nothing, wiped when dropped.
@@ -283,7 +383,7 @@ fn unseal(text: &str, passphrase: &Passphrase, path: &Path) -> Result<Zeroizing<
 /// A key file: sealed ones may be readable, those in the clear not.
 fn read_key_file(path: &Path) -> Result<Zeroizing<String>, KeyError> {
     let text = read_secret(path, false)?;
-    if text.starts_with(SEALED_WORD) {
+    if text.starts_with(SEALED_WORD) || text.starts_with(tpm::WORD) {
         return Ok(text);
     }
     drop(text);

@@ -50,11 +50,15 @@ mod holder;
 mod keys;
 mod storage;
 mod store;
+mod tpm;
 
 pub use backup::{Backup, FileReport, FileStatus, Inspection, ReadError, Report};
 pub use counter::{CounterError, MonotonicCounter, NoCounter};
 pub use format::{FRAME_OVERHEAD, HEADER_LEN, MAX_RECORD};
-pub use holder::{KeyError, KeyHolder, Passphrase, SealedFile, SystemdCredential};
+pub use holder::{
+    KeyError, KeyHolder, Passphrase, Protection, SealedFile, SystemdCredential, read_public, write_public,
+};
 pub use keys::{KeyId, KeyRing, KeyText, PrivateKey, PublicKey, generate};
 pub use storage::{Directory, Storage, StorageFile, erase};
 pub use store::{Change, Checkpoint, Key, Options, Store, StoreError};
+pub use tpm::{COUNTER_INDEX, Tpm2, Tpm2Counter};

@@ -204,6 +204,8 @@ impl Store {
                 newest = newest.max(generation_of(&name).unwrap_or(0));
             }
         }
+        // Not from 1 again where everything was erased: a file put back from before that must not be the newest.
+        let generation = newest.saturating_add(1).max(seconds_now());
         let protected = counter.read()?.map(|device| Protected { stated: device, device, advanced: None });
         let (key, _) = DataKey::generate().ok_or(StoreError::Crypto)?;
         let mut store = Self {
@@ -215,9 +217,9 @@ impl Store {
             live_bytes: 0,
             memory: MemoryKey { key, next: 0 },
             journal: None,
-            generation: newest.saturating_add(1),
+            generation,
             epoch: 0,
-            floor: if older { 0 } else { newest.saturating_add(1) },
+            floor: if older { 0 } else { generation },
             older,
             protected,
             checkpointed: Instant::now(),
@@ -405,9 +407,7 @@ impl Store {
                     protected.stated
                 }
             }),
-            created: SystemTime::now()
-                .duration_since(SystemTime::UNIX_EPOCH)
-                .map_or(0, |since| since.as_secs()),
+            created: seconds_now(),
             recipient: self.recipient.id(),
             records,
             journal_at,
@@ -518,6 +518,11 @@ fn file_name(generation: u64) -> String {
 fn generation_of(name: &str) -> Option<u64> {
     let digits = name.strip_prefix("generation-")?.strip_suffix(SUFFIX)?;
     u64::from_str_radix(digits, 16).ok()
+}
+
+/// Seconds since 1970.
+fn seconds_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn io_error(doing: &'static str) -> impl Fn(io::Error) -> StoreError {

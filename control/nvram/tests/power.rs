@@ -70,7 +70,9 @@ fn live(medium: &Medium, public: &PublicKey, steps: &[Step]) -> Outcome {
             Step::Open | Step::Checkpoint | Step::EraseOlder => (Vec::new(), Vec::new()),
         };
         outcome.wanted.clone_from(&outcome.durable);
-        removes.iter().for_each(|key| drop(outcome.wanted.remove(key)));
+        for key in &removes {
+            outcome.wanted.remove(key);
+        }
         outcome.wanted.extend(puts.iter().cloned());
         let done = match (*step, &mut store) {
             (Step::Open, _) => {
@@ -225,7 +227,8 @@ fn check_damaged(backup: &Backup, ever: &Ever, lost: usize, what: &str) {
     let missing = live.iter().filter(|key| !found.contains_key(key)).count();
     assert!(missing <= lost, "{what}: {missing} records are missing: {:?}", backup.report);
     let too_many = found.keys().filter(|key| !live.contains(key)).count();
-    assert!(too_many <= 2, "{what}: removed records are back");
+    // A lost removal brings one back, a lost mark those of its batch; all three are there if the end is cut off.
+    assert!(too_many <= if lost > 1 { 3 } else { 2 }, "{what}: removed records are back");
 }
 
 #[test]
@@ -255,11 +258,8 @@ fn rst_11_a_file_cut_off_anywhere_gives_what_is_before_the_cut() {
         let backup = read(&Medium::of([(name.clone(), bytes[..length].to_vec())]), &private);
         check_damaged(&backup, &ever, 7, &format!("length {length}"));
         let status = &backup.report.files[0].status;
-        assert_eq!(length < 400, *status != FileStatus::Used, "length {length}: {status:?}");
-        assert!(
-            *status != FileStatus::Used || !backup.report.is_clean() || length > HEADER_LEN,
-            "length {length}"
-        );
+        // The first copy of the header is enough.
+        assert_eq!(length < 164, *status != FileStatus::Used, "length {length}: {status:?}");
         let intact = backup.report.files[0].checkpoint_records + backup.report.files[0].changes;
         assert!(intact >= most, "length {length}");
         most = intact;
