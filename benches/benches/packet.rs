@@ -35,6 +35,7 @@ use postern_contract::sa::{
     Policy, PolicyId, SaConfig, SaId, Selector, Suite,
 };
 use postern_contract::secret::Secret;
+use postern_contract::settings::Backend;
 use postern_contract::{Generation, Translation};
 use postern_datapath::crypto::{Engine, EspKey, SealOp, SealOutcome, SequenceCounter};
 use postern_datapath::frame::{Arena, BATCH, Pool};
@@ -232,7 +233,7 @@ struct Maker {
 impl Maker {
     fn new(work: Work, suite_name: &str, indices: Indices, size: Size, sequence: SequenceCounter) -> Self {
         let key = EspKey::new(&suite(suite_name, 0)).expect("a key");
-        let engine = Engine::select(16).expect("an engine");
+        let engine = Engine::select(Backend::Auto, 16).expect("an engine");
         Self { work, indices, size, engine, key, sequence, made: 0, frame: Vec::new() }
     }
 

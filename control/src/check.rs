@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use postern_contract::settings::{DatapathSettings, InterfaceSettings, PortKind, XdpMode};
+use postern_contract::settings::{Backend, DatapathSettings, InterfaceSettings, PortKind, XdpMode};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,7 @@ pub fn run(settings: &DatapathSettings, datapath_program: Option<&Path>, own: &P
     findings.push(memory_lock(settings, machine.has_capability(IPC_LOCK)));
     findings.push(machine.huge_pages(settings));
     findings.push(machine.processor());
+    findings.push(machine.crypto(settings.crypto.backend));
     findings.extend(machine.cores(settings));
     for interface in &settings.interfaces {
         findings.extend(machine.interface(interface, settings));
@@ -344,15 +345,59 @@ impl Machine {
         }
     }
 
-    fn processor(&self) -> Finding {
+    /// What the processor says of itself, in `/proc/cpuinfo`'s words.
+    fn processor_flags(&self) -> BTreeSet<String> {
         let info = self.read("/proc/cpuinfo").unwrap_or_default();
         let flags = info.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
-        let flags: BTreeSet<&str> = flags
-            .and_then(|line| line.split_once(':'))
-            .map_or("", |(_, flags)| flags)
-            .split_whitespace()
-            .collect();
-        let has = |wanted: &[&str]| wanted.iter().all(|flag| flags.contains(flag));
+        let flags = flags.and_then(|line| line.split_once(':')).map_or("", |(_, flags)| flags);
+        flags.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// What AES-GCM will be computed with; `backend` may ask for what is not there.
+    fn crypto(&self, backend: Backend) -> Finding {
+        let flags = self.processor_flags();
+        let lacks = |extra: &[&str]| {
+            let needed = ["avx2", "aes", "pclmulqdq", "vaes", "vpclmulqdq"].iter().chain(extra);
+            needed.filter(|flag| !flags.contains(**flag)).map(|flag| flag.to_uppercase()).collect::<Vec<_>>()
+        };
+        let (narrow, wide) = (lacks(&[]), lacks(&["avx512f", "avx512bw", "avx512vl"]));
+        let best = match (wide.is_empty(), narrow.is_empty()) {
+            (true, _) => "vaes512",
+            (_, true) => "vaes256",
+            _ => "ring",
+        };
+        let missing = match backend {
+            Backend::Auto => {
+                return ok(
+                    "crypto",
+                    format!("crypto.backend = \"auto\": {best}, once it passes its self-test"),
+                );
+            }
+            Backend::Vaes512 => wide,
+            Backend::Vaes256 => narrow,
+            Backend::Ring => Vec::new(),
+        };
+        let name = backend.name();
+        if !missing.is_empty() {
+            return fail(
+                "crypto",
+                format!("crypto.backend = \"{name}\", but the processor lacks {}", missing.join(", ")),
+                format!("take \"auto\" (here: {best})"),
+            );
+        }
+        if name != best {
+            return warn(
+                "crypto",
+                format!("crypto.backend = \"{name}\", but {best} would be faster here"),
+                "take \"auto\" unless this is a test",
+            );
+        }
+        ok("crypto", format!("crypto.backend = \"{name}\""))
+    }
+
+    fn processor(&self) -> Finding {
+        let flags = self.processor_flags();
+        let has = |wanted: &[&str]| wanted.iter().all(|flag| flags.contains(*flag));
         if has(&["aes", "vaes", "vpclmulqdq", "avx512f", "avx512bw", "avx512vl"]) {
             ok("processor", "AES instructions on 512-bit vectors (VAES, AVX-512)")
         } else if has(&["aes", "vaes", "vpclmulqdq", "avx2"]) {
@@ -698,12 +743,13 @@ mod tests {
         std::os::unix::fs::symlink("socket:[4711]", root.join("proc/77/fd/3")).unwrap();
         let machine = Machine { root: root.clone() };
         let settings = settings(
-            "[datapath]\nhuge_pages = true\ncores = [1, 7]\n[[datapath.interface]]\nname = \"eth0\"\nrole = \"outside\"\n",
+            "[datapath]\nhuge_pages = true\ncores = [1, 7]\ncrypto.backend = \"vaes256\"\n[[datapath.interface]]\nname = \"eth0\"\nrole = \"outside\"\n",
         );
         let mut findings = machine.kernel(&settings);
         findings.push(machine.capabilities());
         findings.push(machine.huge_pages(&settings));
         findings.push(machine.processor());
+        findings.push(machine.crypto(settings.crypto.backend));
         findings.extend(machine.cores(&settings));
         findings.extend(machine.interface(&settings.interfaces[0], &settings));
         findings.extend(machine.ports());
@@ -714,6 +760,8 @@ mod tests {
             "FAIL  capabilities    this process lacks CAP_NET_RAW, CAP_BPF",
             "warn  huge pages      3 free, 16 needed",
             "warn  processor       no AES instructions",
+            "FAIL  crypto          crypto.backend = \"vaes256\", but the processor lacks AVX2, AES, PCLMULQDQ, VAES, VPCLMULQDQ",
+            "take \"auto\" (here: ring)",
             "FAIL  cores           datapath.cores names [7], online are 0 to 3",
             "warn  eth0            the interface is down",
             "warn  eth0            1 receive queues for 2 workers",
@@ -737,6 +785,34 @@ mod tests {
             assert!(!finding.text.is_empty() && !finding.subject.is_empty());
             assert_eq!(finding.level == Level::Ok, finding.fix.is_none(), "{finding:?}");
         }
+    }
+
+    /// OPS-1, DP-3: what the configuration asks AES-GCM to be computed with, on processors of three kinds.
+    #[test]
+    fn ops_1_crypto_backends() {
+        let root = std::env::temp_dir().join(format!("postern-check-crypto-{}", std::process::id()));
+        fs::create_dir_all(root.join("proc")).unwrap();
+        let machine = Machine { root: root.clone() };
+        let found = |flags: &str, backend| {
+            fs::write(root.join("proc/cpuinfo"), format!("processor : 0\nflags : {flags}\n")).unwrap();
+            let Finding { level, text, .. } = machine.crypto(backend);
+            (level, text)
+        };
+        let narrow = "aes avx2 pclmulqdq vaes vpclmulqdq";
+        let wide = "aes avx2 pclmulqdq vaes vpclmulqdq avx512f avx512bw avx512vl";
+        for (flags, best) in
+            [("aes pclmulqdq", "auto\": ring"), (narrow, "auto\": vaes256"), (wide, "auto\": vaes512")]
+        {
+            let (level, text) = found(flags, Backend::Auto);
+            assert!(level == Level::Ok && text.contains(best), "{text}");
+        }
+        let (level, text) = found(narrow, Backend::Vaes512);
+        assert!(level == Level::Fail && text.ends_with("lacks AVX512F, AVX512BW, AVX512VL"), "{text}");
+        assert_eq!(found(narrow, Backend::Vaes256).0, Level::Ok);
+        assert_eq!(found(wide, Backend::Vaes512).0, Level::Ok);
+        assert_eq!(found(wide, Backend::Ring).0, Level::Warn);
+        assert_eq!(found("aes", Backend::Ring).0, Level::Ok);
+        fs::remove_dir_all(&root).unwrap();
     }
 
     #[test]

@@ -173,6 +173,7 @@ impl Appliance {
             resolver: follower.resolver(),
             ledger,
             sa_slots: settings.sa_slots,
+            backend: settings.crypto.backend,
             workers,
         })?;
         let _ = bell_slot.set(Arc::clone(&bell));

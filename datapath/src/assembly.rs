@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
+use postern_contract::settings::Backend;
 
 use crate::core::{ACQUIRES_PER_SECOND, Core, ICMP_PER_SECOND, Outbox, PortInfo};
 use crate::counters::{SaDrops, WorkerCells};
@@ -45,6 +46,8 @@ pub struct Parts {
     pub ledger: Ledger,
     /// Slots of the SPI table.
     pub sa_slots: u32,
+    /// What AES-GCM is computed with.
+    pub backend: Backend,
     /// Number of workers, 1 to [`crate::sad::lookup::Handle::MAX_WORKERS`].
     pub workers: usize,
 }
@@ -65,9 +68,9 @@ pub enum AssemblyError {
     /// No event descriptor.
     #[error("cannot make an event descriptor: {0}")]
     Doorbell(#[from] std::io::Error),
-    /// The known-answer test of the cryptography failed: nothing may be protected with it.
-    #[error("cryptography self-test failed: {0}")]
-    SelfTest(#[from] crate::crypto::SelfTestError),
+    /// There is no cryptography to protect anything with.
+    #[error(transparent)]
+    Crypto(#[from] crate::crypto::EngineError),
     /// The latency histogram cannot be made.
     #[error("latency histogram: {0}")]
     Histogram(#[from] hdrhistogram::CreationError),
@@ -75,7 +78,7 @@ pub enum AssemblyError {
 
 /// Makes the workers.
 pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
-    let Parts { arena, frames, interfaces, fib, resolver, ledger, sa_slots, workers } = parts;
+    let Parts { arena, frames, interfaces, fib, resolver, ledger, sa_slots, backend, workers } = parts;
     let bell = Arc::new(Doorbell::new()?);
     let outbox = Outbox { queue: Arc::new(ArrayQueue::new(OUTBOX)), bell: Arc::clone(&bell) };
     let inboxes: Arc<[Inbox]> = (0..workers).map(|_| Inbox::new()).collect::<Result<_, _>>()?;
@@ -109,7 +112,7 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
             id: u8::try_from(id).unwrap_or(u8::MAX),
             arena: arena.clone(),
             pool,
-            crypto: Engine::select(KEY_SLOTS)?,
+            crypto: Engine::select(backend, KEY_SLOTS)?,
             spis: SpiTable::new(sa_slots),
             inbound: Slab::default(),
             outbound: Slab::default(),

@@ -106,8 +106,10 @@ fn run(settings: &DatapathSettings) -> ExitCode {
             return ExitCode::from(START);
         }
     };
-    let server = instance()
-        .and_then(|instance| Server::bind(appliance, &settings.socket, instance, settings.cores.clone()));
+    let server = instance().and_then(|instance| {
+        let DatapathSettings { socket, cores, crypto, .. } = settings;
+        Server::bind(appliance, socket, instance, cores.clone(), crypto.backend)
+    });
     let mut server = match server {
         Ok(server) => server,
         Err(error) => {

@@ -15,6 +15,7 @@ use postern_contract::event::Event;
 use postern_contract::request::{
     Latency, Operation, PortStatus, Reply, Request, Status, SteerStatus, WorkerStatus,
 };
+use postern_contract::settings::Backend;
 use postern_contract::transport::{Connection, Listener, TransportError};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -70,9 +71,11 @@ impl Server {
         socket: &Path,
         instance: u64,
         cores: Vec<u16>,
+        backend: Backend,
     ) -> std::io::Result<Self> {
         let listener = Listener::bind(socket)?;
-        let backend = crate::crypto::Engine::select(1).map_or("none", |engine| engine.name());
+        let backend = crate::crypto::Engine::select(backend, 1).map_or("none", |engine| engine.name());
+        tracing::info!(backend, "AES-GCM");
         Ok(Self {
             appliance,
             listener,

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use postern_contract::counters::DropReason;
 use postern_contract::event::Event;
 use postern_contract::request::{Done, Operation, Refusal};
-use postern_contract::settings::Role;
+use postern_contract::settings::{Backend, Role};
 use postern_wire::ether::{self, Mac};
 use postern_wire::ids::EtherType;
 
@@ -60,6 +60,8 @@ pub struct Layout {
     pub frames: u32,
     /// Slots of the SPI table.
     pub sa_slots: u32,
+    /// What AES-GCM is computed with. By default what the environment variable POSTERN_TEST_BACKEND names, or the best.
+    pub backend: Backend,
     /// Whether the node itself sends and receives, as through a TUN device.
     pub host: bool,
 }
@@ -80,9 +82,17 @@ impl Default for Layout {
             workers: 1,
             frames: 1024,
             sa_slots: 4096,
+            backend: backend(),
             host: false,
         }
     }
+}
+
+/// What the environment asks the tests to be run with.
+pub fn backend() -> Backend {
+    let wanted = std::env::var("POSTERN_TEST_BACKEND").unwrap_or_default();
+    let all = [Backend::Auto, Backend::Vaes512, Backend::Vaes256, Backend::Ring];
+    all.into_iter().find(|backend| backend.name() == wanted).unwrap_or_default()
 }
 
 /// A gateway that is turned by hand.
@@ -180,6 +190,7 @@ impl Testbed {
             resolver: Resolver::unattended(),
             ledger: Ledger::open(state)?,
             sa_slots: layout.sa_slots,
+            backend: layout.backend,
             workers: layout.workers,
         })?;
         let workers = Rc::new(RefCell::new(workers));

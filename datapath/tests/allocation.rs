@@ -187,7 +187,7 @@ fn dp_2_hand_off() {
 /// DP-2: more SAs than a worker keeps expanded keys of: each packet finds its key gone and expands it.
 #[test]
 fn dp_2_keys_that_make_room() {
-    let mut engine = Engine::select(16).unwrap();
+    let mut engine = Engine::select(postern_datapath::testbed::backend(), 16).unwrap();
     for suite in ALL_SUITES.into_iter().filter(|suite| !suite.is_ah()) {
         let keys: Vec<EspKey> = (0..128).map(|seed| EspKey::new(&suite.suite(seed)).unwrap()).collect();
         let Layout { iv_len, icv_len, .. } = keys[0].layout();

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use netns::Netns;
 use postern_contract::counters::DropReason;
-use postern_contract::settings::Role;
+use postern_contract::settings::{Backend, Role};
 use postern_datapath::assembly::{Assembly, Interface, Parts, assemble};
 use postern_datapath::core::PortInfo;
 use postern_datapath::fib::{Fib, Resolver};
@@ -283,6 +283,7 @@ fn dp_6_overload_is_counted() {
         resolver: Resolver::unattended(),
         ledger: Ledger::open(state.path()).unwrap(),
         sa_slots: 64,
+        backend: Backend::Auto,
         workers: 1,
     })
     .unwrap();

@@ -76,6 +76,42 @@ pub enum FragmentPolicy {
     Drop,
 }
 
+/// What AES-GCM is computed with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// The best that the processor has and that passes its self-test.
+    #[default]
+    Auto,
+    /// AES instructions on 512-bit vectors (AVX-512).
+    Vaes512,
+    /// AES instructions on 256-bit vectors (AVX2).
+    Vaes256,
+    /// The ring library.
+    Ring,
+}
+
+impl Backend {
+    /// As the configuration file has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Vaes512 => "vaes512",
+            Self::Vaes256 => "vaes256",
+            Self::Ring => "ring",
+        }
+    }
+}
+
+/// Cryptography.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CryptoSettings {
+    /// What AES-GCM is computed with. One that the processor cannot run is an error at start.
+    #[serde(default)]
+    pub backend: Backend,
+}
+
 /// One interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,6 +165,9 @@ pub struct DatapathSettings {
     /// Slots of the inbound SA table; a power of two. More SAs than slots still work, through a hash map.
     #[serde(default = "default_slots")]
     pub sa_slots: u32,
+    /// Cryptography.
+    #[serde(default)]
+    pub crypto: CryptoSettings,
     /// The interfaces.
     #[serde(default, rename = "interface")]
     pub interfaces: Vec<InterfaceSettings>,

@@ -1,8 +1,8 @@
 //! AES-GCM and ChaCha20-Poly1305 on bytes, without the packet around them.
 //!
-//! An SA keeps its key as it was derived. ring serves all but AES-192 and takes the expanded key from the worker's
+//! An SA keeps its key as it was derived. Here ring serves all but AES-192 and takes the expanded key from the worker's
 //! [`KeyCache`]. AES-192, which ring's maintainers left out, stands on the `aes-gcm` crate and is expanded once for each
-//! run of packets.
+//! run of packets. AES-GCM on a processor with VAES does not come here but goes to [`super::vector`].
 
 use aes_gcm::aead::AeadInOut;
 use aes_gcm::aead::consts::U12;
@@ -82,23 +82,37 @@ impl AeadKey {
         self.gmac
     }
 
+    /// The key of AES-GCM that encrypts, for a vector kernel: AES's key and the salt.
+    #[inline]
+    pub(super) fn gcm(&self) -> Option<(&[u8], [u8; 4])> {
+        let len = match self.transform {
+            _ if self.gmac => return None,
+            Transform::Aes128Gcm => 16,
+            Transform::Aes192Gcm => 24,
+            Transform::Aes256Gcm => 32,
+            Transform::ChaCha20Poly1305 => return None,
+        };
+        Some((self.key.get(..len)?, *self.salt))
+    }
+
     /// Makes the key ready for a run of packets. `None` when ring refuses the key, which it does for its length alone.
     #[inline]
-    pub(super) fn expand<'a>(&self, keys: &'a mut KeyCache) -> Option<Aead<'a>> {
+    pub(super) fn expand<'a>(&self, keys: &'a mut KeyCache<LessSafeKey>) -> Option<Aead<'a>> {
         let cipher = match self.transform {
-            Transform::Aes128Gcm => Cipher::Ring(keys.get(self.serial, || self.ring(&AES_128_GCM))?),
-            Transform::Aes256Gcm => Cipher::Ring(keys.get(self.serial, || self.ring(&AES_256_GCM))?),
+            Transform::Aes128Gcm => Cipher::Ring(keys.get(self.serial, |to| self.ring(&AES_128_GCM, to))?),
+            Transform::Aes256Gcm => Cipher::Ring(keys.get(self.serial, |to| self.ring(&AES_256_GCM, to))?),
             Transform::ChaCha20Poly1305 => {
-                Cipher::Ring(keys.get(self.serial, || self.ring(&CHACHA20_POLY1305))?)
+                Cipher::Ring(keys.get(self.serial, |to| self.ring(&CHACHA20_POLY1305, to))?)
             }
             Transform::Aes192Gcm => Cipher::Aes192(Aes192Gcm::new(self.key.first_chunk::<24>()?.into())),
         };
         Some(Aead { cipher, salt: *self.salt })
     }
 
-    fn ring(&self, algorithm: &'static Algorithm) -> Option<LessSafeKey> {
+    fn ring(&self, algorithm: &'static Algorithm, to: &mut LessSafeKey) -> Option<()> {
         let key = self.key.get(..algorithm.key_len())?;
-        UnboundKey::new(algorithm, key).ok().map(LessSafeKey::new)
+        *to = LessSafeKey::new(UnboundKey::new(algorithm, key).ok()?);
+        Some(())
     }
 }
 

@@ -1,18 +1,20 @@
 //! Expanded AEAD keys of the SAs that a worker had packets for last.
 //!
-//! ring's expanded key takes 544 bytes, most of what an SA would need, and expanding one costs about as much as fetching
-//! it from memory. So SAs keep their raw keys, and each worker keeps a bounded number of expanded ones.
+//! An expanded key takes most of what an SA would need (ring's 544 bytes, the vector kernels' 640), and expanding one
+//! costs about as much as fetching it from memory. So SAs keep their raw keys, and each worker keeps a bounded number of
+//! expanded ones.
 //!
 //! A key is found by its [`Serial`], which no other key of the process ever has: what the cache holds can be of an SA
 //! that is gone, but never of another one. The cache is set-associative. In a set the oldest entry makes room, so that
 //! a hit writes nothing.
 //!
-//! All memory is taken in [`KeyCache::new`]. What is forgotten, makes room or is dropped is overwritten with the
-//! schedule of a key of zeros (OPS-4).
+//! All memory is taken in [`KeyCache::new`]. What is forgotten, makes room or is dropped is overwritten: with zeros, or
+//! with the schedule of a key of zeros (OPS-4).
 
 use core::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use postern_espgcm::Key;
 use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
 
 /// Entries of a set: their serials are half a cache line.
@@ -33,47 +35,92 @@ impl Serial {
     }
 }
 
-/// A worker's expanded keys.
-pub(super) struct KeyCache {
+/// A library's expanded key.
+pub(super) trait Expanded: Sized {
+    /// What is written over keys. `None` when the library gives none, which does not happen.
+    fn blank() -> Option<Self>;
+
+    /// Overwrites the key with `blank`.
+    fn wipe(&mut self, blank: &Self);
+}
+
+impl Expanded for LessSafeKey {
+    /// The largest schedule there is, so that it covers every other.
+    fn blank() -> Option<Self> {
+        UnboundKey::new(&AES_256_GCM, &[0; 32]).ok().map(Self::new)
+    }
+
+    /// ring does not wipe its keys, so another one is written over them.
+    fn wipe(&mut self, blank: &Self) {
+        self.clone_from(blank);
+        // Without this the compiler may drop the write as dead.
+        black_box(self);
+    }
+}
+
+impl Expanded for Key {
+    fn blank() -> Option<Self> {
+        Some(Self::blank())
+    }
+
+    fn wipe(&mut self, _: &Self) {
+        self.wipe();
+    }
+}
+
+/// A worker's expanded keys of one library.
+pub(super) struct KeyCache<K: Expanded> {
     /// Their number is a power of two.
     sets: Box<[Set]>,
     /// By set: the entry that makes room next.
     oldest: Box<[u8]>,
     /// The entries of the first set, of the second, and so on.
-    keys: Box<[LessSafeKey]>,
-    /// What is written over keys: the largest schedule there is, so that it covers every other.
-    blank: LessSafeKey,
+    keys: Box<[K]>,
+    /// What is written over keys.
+    blank: K,
 }
 
 #[derive(Clone, Copy)]
 #[repr(align(32))]
 struct Set([Serial; WAYS]);
 
-impl KeyCache {
-    /// With room for at least `slots` keys. `None` when ring takes no key of 32 bytes, which does not happen.
+impl<K: Expanded> KeyCache<K> {
+    /// With room for at least `slots` keys. `None` when there is no blank key.
     pub(super) fn new(slots: usize) -> Option<Self> {
-        let blank = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &[0; 32]).ok()?);
         let sets = slots.div_ceil(WAYS).next_power_of_two();
         Some(Self {
             sets: vec![Set([Serial::NONE; WAYS]); sets].into(),
             oldest: vec![0; sets].into(),
-            keys: vec![blank.clone(); sets * WAYS].into(),
-            blank,
+            keys: (0..sets * WAYS).map(|_| K::blank()).collect::<Option<_>>()?,
+            blank: K::blank()?,
         })
     }
 
-    /// The key of `serial`, expanded by `expand` if it is not here. `None` when that gives none.
+    /// The key of `serial`, expanded by `expand` if it is not here. `None` when that fails.
     #[inline]
-    pub(super) fn get(
+    pub(super) fn get(&mut self, serial: Serial, expand: impl FnOnce(&mut K) -> Option<()>) -> Option<&K> {
+        let slot = self.slot(serial, expand)?;
+        self.keys.get(slot)
+    }
+
+    /// Where the key of `serial` stands, expanded by `expand` if it was not here: for [`Self::at`].
+    #[inline]
+    pub(super) fn slot(
         &mut self,
         serial: Serial,
-        expand: impl FnOnce() -> Option<LessSafeKey>,
-    ) -> Option<&LessSafeKey> {
-        let slot = match self.find(serial) {
-            Some(slot) => slot,
-            None => self.admit(serial, expand()?)?,
-        };
-        self.keys.get(slot)
+        expand: impl FnOnce(&mut K) -> Option<()>,
+    ) -> Option<usize> {
+        match self.find(serial) {
+            Some(slot) => Some(slot),
+            None => self.admit(serial, expand),
+        }
+    }
+
+    /// The key in `slot`, if it still is that of `serial`: another one may have needed the place since.
+    #[inline]
+    pub(super) fn at(&self, slot: usize, serial: Serial) -> Option<&K> {
+        let there = self.sets.get(slot / WAYS)?.0.get(slot % WAYS)?;
+        if *there == serial { self.keys.get(slot) } else { None }
     }
 
     /// Wipes the key of `serial`, if it is here.
@@ -81,7 +128,7 @@ impl KeyCache {
         if let Some(slot) = self.find(serial) {
             self.set_serial(slot, Serial::NONE);
             if let Some(key) = self.keys.get_mut(slot) {
-                wipe(key, &self.blank);
+                key.wipe(&self.blank);
             }
         }
     }
@@ -103,17 +150,18 @@ impl KeyCache {
         Some(set * WAYS + way)
     }
 
-    /// Puts `key` in the place of the oldest of its set.
+    /// Expands a key in the place of the oldest of its set.
     #[cold]
-    fn admit(&mut self, serial: Serial, key: LessSafeKey) -> Option<usize> {
+    fn admit(&mut self, serial: Serial, expand: impl FnOnce(&mut K) -> Option<()>) -> Option<usize> {
         let set = self.set_of(serial);
         let oldest = self.oldest.get_mut(set)?;
         let slot = set * WAYS + usize::from(*oldest) % WAYS;
         *oldest = oldest.wrapping_add(1);
+        self.set_serial(slot, Serial::NONE);
         let place = self.keys.get_mut(slot)?;
-        // An assignment alone would leave the rest of a schedule that was longer.
-        wipe(place, &self.blank);
-        *place = key;
+        // The new schedule alone would leave the rest of one that was longer.
+        place.wipe(&self.blank);
+        expand(place)?;
         self.set_serial(slot, serial);
         Some(slot)
     }
@@ -126,19 +174,12 @@ impl KeyCache {
     }
 }
 
-impl Drop for KeyCache {
+impl<K: Expanded> Drop for KeyCache<K> {
     fn drop(&mut self) {
         for key in &mut self.keys {
-            wipe(key, &self.blank);
+            key.wipe(&self.blank);
         }
     }
-}
-
-/// ring does not wipe its keys, so another one is written over them.
-fn wipe(key: &mut LessSafeKey, blank: &LessSafeKey) {
-    key.clone_from(blank);
-    // Without this the compiler may drop the write as dead.
-    black_box(key);
 }
 
 #[cfg(test)]
@@ -159,6 +200,14 @@ mod tests {
         LessSafeKey::new(UnboundKey::new(algorithm, &bytes).unwrap())
     }
 
+    /// Expands it.
+    fn put(number: u64) -> impl FnOnce(&mut LessSafeKey) -> Option<()> {
+        move |place| {
+            *place = key(number);
+            Some(())
+        }
+    }
+
     /// What tells keys apart.
     fn tag(key: &LessSafeKey) -> [u8; 16] {
         let nonce = Nonce::assume_unique_for_key([1; 12]);
@@ -166,18 +215,18 @@ mod tests {
         tag.as_ref().try_into().unwrap()
     }
 
-    fn holds(cache: &KeyCache, number: u64) -> bool {
+    fn holds(cache: &KeyCache<LessSafeKey>, number: u64) -> bool {
         cache.keys.iter().any(|there| tag(there) == tag(&key(number)))
     }
 
-    fn blanks(cache: &KeyCache) -> usize {
+    fn blanks(cache: &KeyCache<LessSafeKey>) -> usize {
         cache.keys.iter().filter(|there| tag(there) == tag(&cache.blank)).count()
     }
 
     /// The schedule that is written over the others is the longest.
     #[test]
     fn ops_4_blank_covers_every_key() {
-        let cache = KeyCache::new(1).unwrap();
+        let cache = KeyCache::<LessSafeKey>::new(1).unwrap();
         assert_eq!(cache.blank.algorithm().key_len(), 32);
         assert_eq!(size_of::<LessSafeKey>(), 544, "the figure in the module's doc");
         assert_eq!(blanks(&cache), WAYS);
@@ -193,11 +242,11 @@ mod tests {
     #[test]
     fn ops_4_eviction() {
         let mut cache = KeyCache::new(WAYS).unwrap();
-        let get = |cache: &mut KeyCache, number| {
+        let get = |cache: &mut KeyCache<LessSafeKey>, number| {
             let mut expanded = false;
-            let expand = || {
+            let expand = |place: &mut LessSafeKey| {
                 expanded = true;
-                Some(key(number))
+                put(number)(place)
             };
             assert_eq!(tag(cache.get(Serial(number), expand).unwrap()), tag(&key(number)));
             expanded
@@ -219,14 +268,14 @@ mod tests {
     fn ops_4_forget() {
         let mut cache = KeyCache::new(64).unwrap();
         for number in 1..=32 {
-            cache.get(Serial(number), || Some(key(number))).unwrap();
+            cache.get(Serial(number), put(number)).unwrap();
         }
         cache.forget(Serial(7));
         cache.forget(Serial(7));
         cache.forget(Serial(1000));
         assert!(!holds(&cache, 7) && holds(&cache, 6));
         assert_eq!(blanks(&cache), 64 - 31);
-        let again = cache.get(Serial(7), || Some(key(7))).unwrap();
+        let again = cache.get(Serial(7), put(7)).unwrap();
         assert_eq!(tag(again), tag(&key(7)));
     }
 
@@ -234,9 +283,9 @@ mod tests {
     #[test]
     fn nothing_is_admitted_for_no_key() {
         let mut cache = KeyCache::new(WAYS).unwrap();
-        assert!(cache.get(Serial(1), || None).is_none());
+        assert!(cache.get(Serial(1), |_| None).is_none());
         assert_eq!(blanks(&cache), WAYS);
-        assert!(cache.get(Serial(1), || Some(key(1))).is_some());
+        assert!(cache.get(Serial(1), put(1)).is_some());
     }
 
     proptest! {
@@ -253,7 +302,7 @@ mod tests {
                     cache.forget(Serial(number));
                     prop_assert!(!holds(&cache, number));
                 } else {
-                    let got = cache.get(Serial(number), || Some(key(number))).unwrap();
+                    let got = cache.get(Serial(number), put(number)).unwrap();
                     prop_assert_eq!(tag(got), tag(&key(number)));
                 }
                 prop_assert_eq!(cache.len() + blanks(&cache), cache.keys.len());

@@ -1,6 +1,8 @@
 //! The crypto seam (DP-3): ESP packets are sealed and opened in batches, with an outcome each (DESIGN decision 6).
 //!
-//! [`Engine::select`] picks the implementation once at start, after a known-answer test of every suite, for one worker.
+//! [`Engine::select`] picks the implementation once at start, after a known-answer test of every suite, for one worker:
+//! for AES-GCM a kernel of our own where the processor has VAES (see `vector`), otherwise ring and the `aes` crate. A
+//! kernel that gives a wrong answer is not used, and an error is logged.
 //! [`Engine::seal`] and [`Engine::open`] take a batch; packets of one SA that stand next to each other form a
 //! *run*, for which a key is made ready once.
 //!
@@ -32,6 +34,7 @@ mod check;
 mod mac;
 mod selftest;
 pub mod sequence;
+mod vector;
 
 #[cfg(test)]
 mod tests;
@@ -40,17 +43,21 @@ use core::fmt;
 
 use arrayvec::ArrayVec;
 use postern_contract::sa::{Encryption, IpsecProtocol, Suite, SuiteError};
+use postern_contract::settings::Backend;
+use postern_espgcm::Kernel;
+use ring::aead::LessSafeKey;
 
 pub use self::ah::AhKey;
 pub use self::cache::Serial;
 pub use self::check::{fingerprint, key_check, window_name};
-pub use self::selftest::SelfTestError;
+pub use self::selftest::{EngineError, SelfTestError};
 pub use self::sequence::{ReserveError, Reserved, SequenceCounter};
 
 use self::aead::{Aead, AeadKey, TAG};
 use self::cache::KeyCache;
 use self::cbc::{BLOCK, CbcKey, Decryptor, Encryptor};
 use self::mac::MacKey;
+use self::vector::Vector;
 
 /// Length of the ESP header: SPI and sequence number.
 pub const ESP_HEADER: usize = 8;
@@ -85,7 +92,7 @@ enum Kind {
 // 1,000,000 SAs have to fit in 1 GiB with everything else that belongs to them.
 const _: () = assert!(size_of::<EspKey>() == 48);
 
-/// Expanded keys that a worker keeps, 2.3 MB of them. With more SAs than this in use at the same time, some packets pay
+/// Expanded keys that a worker keeps, 2.3 MB of ring's and 2.6 MB of the kernels'. With more SAs than this in use at the same time, some packets pay
 /// for expanding a key.
 pub const KEY_SLOTS: usize = 4096;
 
@@ -140,16 +147,12 @@ pub enum Outcome {
     BadLength,
 }
 
-/// What one worker seals and opens with: the implementation that the machine got, and expanded keys.
+/// What one worker seals and opens with: the implementations that the machine got, and expanded keys.
 pub struct Engine {
-    implementation: Implementation,
-    keys: KeyCache,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Implementation {
-    /// ring for AEAD and HMAC, the `aes` crate for CBC and AES-192-GCM.
-    Ring,
+    /// For AES-GCM.
+    vector: Option<Vector>,
+    /// ring's keys. ring serves all AEADs but AES-192-GCM, and HMAC; the `aes` crate CBC and AES-192-GCM.
+    keys: KeyCache<LessSafeKey>,
 }
 
 impl EspKey {
@@ -221,44 +224,64 @@ impl fmt::Debug for Engine {
 impl Engine {
     /// Picks the implementation, with room for the expanded keys of about `slots` SAs, and tests every suite against known
     /// answers.
-    pub fn select(slots: usize) -> Result<Self, SelfTestError> {
-        let implementation = Implementation::Ring;
-        let keys = KeyCache::new(slots).ok_or(SelfTestError::no_keys())?;
-        let mut engine = Self { implementation, keys };
+    ///
+    /// `Auto` takes the best that the processor has. A kernel that fails its test is never used: ring takes its place, and
+    /// an error is logged. Fails when the processor lacks what a backend asked for by name needs, or when ring fails.
+    pub fn select(backend: Backend, slots: usize) -> Result<Self, EngineError> {
+        for level in vector::levels(backend) {
+            let kernel = match Kernel::new(*level) {
+                Ok(kernel) => kernel,
+                Err(_) if backend == Backend::Auto => continue,
+                Err(lacking) => return Err(EngineError::Unavailable(lacking)),
+            };
+            let mut engine = Self::ring(slots)?;
+            engine.vector = Vector::new(kernel, slots);
+            match selftest::compare(kernel).and_then(|()| selftest::run(&mut engine)) {
+                Ok(()) => return Ok(engine),
+                Err(error) => tracing::error!(%error, "CRYPTO SELF-TEST FAILED: this backend is not used"),
+            }
+        }
+        let mut engine = Self::ring(slots)?;
         selftest::run(&mut engine)?;
         Ok(engine)
     }
 
-    /// The implementation's name, for logs and `status`.
+    /// Without a kernel; not tested yet.
+    fn ring(slots: usize) -> Result<Self, SelfTestError> {
+        let keys = KeyCache::new(slots).ok_or(SelfTestError::no_keys())?;
+        Ok(Self { vector: None, keys })
+    }
+
+    /// The name of what serves AES-GCM, for logs and `status`.
     pub fn name(&self) -> &'static str {
-        match self.implementation {
-            Implementation::Ring => "ring",
-        }
+        self.vector.as_ref().map_or("ring", Vector::name)
     }
 
     /// Wipes what is expanded of a key, whose SA this worker gives away (OPS-4).
     pub fn forget(&mut self, serial: Serial) {
         self.keys.forget(serial);
+        if let Some(vector) = &mut self.vector {
+            vector.forget(serial);
+        }
     }
 
     /// Number of keys that are expanded now.
     pub fn expanded(&self) -> usize {
-        self.keys.len()
+        self.keys.len() + self.vector.as_ref().map_or(0, Vector::expanded)
     }
 
     /// Seals every packet of the batch; the outcomes are in the same order.
     pub fn seal<const N: usize>(&mut self, mut ops: ArrayVec<SealOp<'_>, N>) -> ArrayVec<SealOutcome, N> {
         let mut outcomes = ArrayVec::new();
-        match self.implementation {
-            Implementation::Ring => {
-                for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
-                    let ready = run.first().and_then(|op| ready_to_seal(op.key, &mut self.keys));
-                    outcomes.extend(run.iter_mut().map(|op| match &ready {
-                        Some(ready) => ready.seal(op),
-                        // Not reached: the lengths of keys were checked when they were taken.
-                        None => SealOutcome::BadLength,
-                    }));
-                }
+        let Self { vector: Some(vector), keys } = self else {
+            seal_runs(&mut self.keys, &mut ops, &mut outcomes);
+            return outcomes;
+        };
+        for part in ops.chunk_by_mut(|a, b| vector::serves(a.key) == vector::serves(b.key)) {
+            if part.first().is_some_and(|op| vector::serves(op.key)) {
+                vector.seal(part, &mut outcomes);
+            } else {
+                seal_runs(keys, part, &mut outcomes);
             }
         }
         outcomes
@@ -266,19 +289,46 @@ impl Engine {
 
     /// Opens every pending packet of the batch and writes its outcome.
     pub fn open(&mut self, ops: &mut [OpenOp<'_>]) {
-        match self.implementation {
-            Implementation::Ring => {
-                for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
-                    let ready = run.first().and_then(|op| ready_to_open(op.key, &mut self.keys));
-                    for op in run.iter_mut().filter(|op| op.outcome == Outcome::Pending) {
-                        op.outcome = match &ready {
-                            Some(ready) => ready.open(op),
-                            // Not reached, as above.
-                            None => Outcome::BadLength,
-                        };
-                    }
-                }
+        let Self { vector: Some(vector), keys } = self else {
+            open_runs(&mut self.keys, ops);
+            return;
+        };
+        for part in ops.chunk_by_mut(|a, b| vector::serves(a.key) == vector::serves(b.key)) {
+            if part.first().is_some_and(|op| vector::serves(op.key)) {
+                vector.open(part);
+            } else {
+                open_runs(keys, part);
             }
+        }
+    }
+}
+
+/// Seals packets one by one, with each run's key made ready once.
+fn seal_runs<const N: usize>(
+    keys: &mut KeyCache<LessSafeKey>,
+    ops: &mut [SealOp<'_>],
+    outcomes: &mut ArrayVec<SealOutcome, N>,
+) {
+    for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
+        let ready = run.first().and_then(|op| ready_to_seal(op.key, keys));
+        outcomes.extend(run.iter_mut().map(|op| match &ready {
+            Some(ready) => ready.seal(op),
+            // Not reached: the lengths of keys were checked when they were taken.
+            None => SealOutcome::BadLength,
+        }));
+    }
+}
+
+/// Opens pending packets one by one, with each run's key made ready once.
+fn open_runs(keys: &mut KeyCache<LessSafeKey>, ops: &mut [OpenOp<'_>]) {
+    for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
+        let ready = run.first().and_then(|op| ready_to_open(op.key, keys));
+        for op in run.iter_mut().filter(|op| op.outcome == Outcome::Pending) {
+            op.outcome = match &ready {
+                Some(ready) => ready.open(op),
+                // Not reached, as above.
+                None => Outcome::BadLength,
+            };
         }
     }
 }
@@ -291,7 +341,7 @@ enum Ready<'a, C> {
     Null(&'a MacKey),
 }
 
-fn ready_to_seal<'a>(key: &'a EspKey, keys: &'a mut KeyCache) -> Option<Ready<'a, Encryptor>> {
+fn ready_to_seal<'a>(key: &'a EspKey, keys: &'a mut KeyCache<LessSafeKey>) -> Option<Ready<'a, Encryptor>> {
     Some(match &key.0 {
         Kind::Aead(key) if key.is_gmac() => Ready::Gmac(key.expand(keys)?),
         Kind::Aead(key) => Ready::Aead(key.expand(keys)?),
@@ -300,7 +350,7 @@ fn ready_to_seal<'a>(key: &'a EspKey, keys: &'a mut KeyCache) -> Option<Ready<'a
     })
 }
 
-fn ready_to_open<'a>(key: &'a EspKey, keys: &'a mut KeyCache) -> Option<Ready<'a, Decryptor>> {
+fn ready_to_open<'a>(key: &'a EspKey, keys: &'a mut KeyCache<LessSafeKey>) -> Option<Ready<'a, Decryptor>> {
     Some(match &key.0 {
         Kind::Aead(key) if key.is_gmac() => Ready::Gmac(key.expand(keys)?),
         Kind::Aead(key) => Ready::Aead(key.expand(keys)?),

@@ -11,9 +11,9 @@ use postern_contract::secret::Secret;
 use super::selftest::{ANSWERS, suite};
 use super::*;
 
-/// An engine, tested.
+/// An engine with what the environment asks for, tested.
 fn engine() -> Engine {
-    Engine::select(8).expect("self test")
+    Engine::select(crate::testbed::backend(), 8).expect("self test")
 }
 
 /// Every suite of ESP with a key.
@@ -205,4 +205,69 @@ fn outcomes_stay_with_their_operations() {
 fn empty_batches() {
     assert!(engine().seal::<0>(ArrayVec::new()).is_empty());
     engine().open(&mut []);
+}
+
+/// DP-3: whatever one backend seals, every other opens; with more keys in a batch than are kept expanded.
+#[test]
+fn dp_3_backends_agree() {
+    let material = |n: u8| Suite {
+        encryption: Encryption::AesGcm16,
+        encryption_key: Secret::new(
+            (0..[20, 28, 36][usize::from(n % 3)]).map(|at| at ^ n).collect::<Vec<u8>>(),
+        ),
+        integrity: Integrity::None,
+        integrity_key: Secret::new(Vec::new()),
+    };
+    let keys: Vec<EspKey> = (0..40).map(|n| EspKey::new(&material(n)).unwrap()).collect();
+    let backends: Vec<Backend> = [Backend::Ring, Backend::Vaes256, Backend::Vaes512]
+        .into_iter()
+        .filter(|backend| match Engine::select(*backend, 1) {
+            Ok(engine) => engine.name() == backend.name(),
+            Err(error) => {
+                eprintln!("{} is not tested: {error}", backend.name());
+                false
+            }
+        })
+        .collect();
+    for sealing in &backends {
+        for opening in &backends {
+            let texts: Vec<Vec<u8>> = (0..40).map(|n| bytes(4 + n * 36)).collect();
+            let fields = |text: &Vec<u8>| [vec![1; ESP_HEADER + 8], text.clone(), vec![0xa5; 16]].concat();
+            let mut packets: Vec<Vec<u8>> = texts.iter().map(fields).collect();
+            let mut ops: ArrayVec<SealOp<'_>, 40> = ArrayVec::new();
+            for ((key, packet), n) in keys.iter().zip(&mut packets).zip(1..) {
+                ops.push(SealOp { key, sequence: reserve(n << 31), esn: n % 2 == 0, packet });
+            }
+            let outcomes = Engine::select(*sealing, 4).unwrap().seal(ops);
+            assert!(outcomes.iter().all(|outcome| *outcome == SealOutcome::Sealed));
+            packets[17][30] ^= 1;
+            let mut ops: Vec<OpenOp<'_>> = Vec::new();
+            for ((key, packet), n) in keys.iter().zip(&mut packets).zip(1..) {
+                let (sequence, esn) = (n << 31, n % 2 == 0);
+                ops.push(OpenOp { key, sequence, esn, packet, outcome: Outcome::Pending });
+            }
+            Engine::select(*opening, 4).unwrap().open(&mut ops);
+            for (n, op) in ops.iter().enumerate() {
+                let expected = if n == 17 { Outcome::BadIcv } else { Outcome::Opened };
+                assert_eq!(op.outcome, expected, "{sealing:?} {opening:?} {n}");
+                assert!(n == 17 || text(op.key, op.packet) == texts[n], "{sealing:?} {opening:?} {n}");
+            }
+        }
+    }
+}
+
+/// DP-3: a backend that the processor lacks is an error that says what is missing; ring is always there.
+#[test]
+fn dp_3_choice_of_backend() {
+    assert_eq!(Engine::select(Backend::Ring, 1).unwrap().name(), "ring");
+    assert!(Engine::select(Backend::Auto, 1).is_ok());
+    for backend in [Backend::Vaes256, Backend::Vaes512] {
+        match Engine::select(backend, 1) {
+            Ok(engine) => assert_eq!(engine.name(), backend.name()),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("the processor lacks") && text.contains(backend.name()), "{text}");
+            }
+        }
+    }
 }

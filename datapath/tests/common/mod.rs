@@ -419,7 +419,7 @@ pub fn dropped(bed: &Testbed, reason: DropReason, count: u64) {
 /// Seals `payload` as ESP by hand: padding, pad length and next header are the caller's, at the end of `plaintext`.
 /// Gives the packet from the ESP header on.
 pub fn seal(suite: &Suite, spi: Spi, sequence: u64, esn: bool, plaintext: &[u8]) -> Vec<u8> {
-    let mut engine = Engine::select(1).unwrap();
+    let mut engine = Engine::select(postern_datapath::testbed::backend(), 1).unwrap();
     let key = EspKey::new(suite).unwrap();
     let layout = key.layout();
     let (head, tail) = (8 + usize::from(layout.iv_len), usize::from(layout.icv_len));

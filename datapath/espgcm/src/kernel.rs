@@ -1,0 +1,454 @@
+//! AES-GCM over one ESP packet, encryption and hash in one pass.
+//!
+//! Positions are the blocks in the order in which the counter and the hash take them:
+//!
+//! ```text
+//! position     0            1 … n           n + 1
+//! counter      1 (tag)      2 … n + 1       -
+//! hash         AAD          ciphertext      lengths
+//! in memory    ESP header   text
+//! ```
+//!
+//! So position 0 lies in memory right before position 1, with the 16 bytes of SPI, sequence number and IV; a vector
+//! holds as many positions as it has blocks, and the vectors of key stream, memory and hash are the same ones. Lane 0 of
+//! the first vector needs a hand: its key stream is kept for the tag and its memory stays as it is; that the AAD is hashed
+//! in place of the header is seen to by the hash to begin with, which has the sum of the two.
+//!
+//! All vectors but about the last [`CHUNK`] go through [`bulk`] in whole chunks, with the hash of a chunk between the
+//! rounds of the cipher; the rest, where there may be a part of a block and the lengths, through [`last`]. In `bulk` each
+//! lane keeps a hash of its own: with L lanes, lane l has the sum of the blocks l, l + L, l + 2L …, times H^L for each
+//! step, which `last` brings together by multiplying lane l with H^(m - l), m being the number of positions left.
+
+use core::marker::PhantomData;
+
+use crate::key::{BLOCK, CHUNK, Layout, Sum};
+use crate::lanes::Lanes;
+
+/// One packet.
+pub(crate) struct Job {
+    /// The expanded key.
+    pub(crate) key: *const u8,
+    /// Its number of rounds: 10, 12 or 14.
+    pub(crate) rounds: u8,
+    /// The ESP header, text, and tag.
+    pub(crate) packet: *mut u8,
+    /// Bytes of text between 16 bytes of header and 16 of tag.
+    pub(crate) text: usize,
+    /// Nonce and the counter 1.
+    pub(crate) counter: [u8; BLOCK],
+    /// The AAD's block, as a big-endian number.
+    pub(crate) aad: u128,
+    /// Lengths of AAD and text in bits.
+    pub(crate) lengths: u128,
+}
+
+/// Ones, then zeros: a load at an offset makes a mask.
+static MASK: [[u8; 128]; 2] = [[0xff; 128], [0; 128]];
+
+/// Start of the zeros.
+const ZEROS: usize = 128;
+
+/// What is added to the counter for each lane. The counter's last byte is the highest one of a little-endian word.
+static LANES: [[u32; 4]; 4] = [[0, 0, 0, 0], [0, 0, 0, 1 << 24], [0, 0, 0, 2 << 24], [0, 0, 0, 3 << 24]];
+
+/// The counter blocks.
+///
+/// They are kept as they go into the cipher and counted in their last byte; where that would overflow, once in 256
+/// blocks, they are made anew.
+struct Counter<V> {
+    /// Of the next vector.
+    next: V,
+    /// From vector to vector.
+    step: V,
+    /// The counter of lane 0 of `next`.
+    number: u32,
+    /// With counter 1.
+    first: [u8; BLOCK],
+}
+
+impl<V: Lanes> Counter<V> {
+    #[inline(always)]
+    unsafe fn new(first: [u8; BLOCK]) -> Self {
+        let step: [u32; 4] = if V::BLOCKS == 2 { [0, 0, 0, 2 << 24] } else { [0, 0, 0, 4 << 24] };
+        // SAFETY: the caller's; LANES has four blocks, no vector more.
+        unsafe {
+            let next = V::broadcast(first.as_ptr()).add(V::load((&raw const LANES).cast()));
+            Self { next, step: V::broadcast((&raw const step).cast()), number: 1, first }
+        }
+    }
+
+    /// The blocks of the next `C` vectors.
+    #[inline(always)]
+    unsafe fn take<const C: usize>(&mut self) -> [V; C] {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut blocks = [V::zero(); C];
+            if usize::from(self.number.to_le_bytes()[0]) + C * V::BLOCKS > 256 {
+                for block in &mut blocks {
+                    *block = self.vector();
+                    self.number += if V::BLOCKS == 2 { 2 } else { 4 };
+                }
+                self.next = self.vector();
+            } else {
+                for block in &mut blocks {
+                    *block = self.next;
+                    self.next = self.next.add(self.step);
+                    self.number += if V::BLOCKS == 2 { 2 } else { 4 };
+                }
+            }
+            blocks
+        }
+    }
+
+    /// The vector that begins with `number`.
+    #[cold]
+    unsafe fn vector(&self) -> V {
+        let mut lanes = [self.first; 4];
+        for (lane, number) in lanes.iter_mut().zip(self.number..) {
+            if let Some(last) = lane.last_chunk_mut() {
+                *last = number.to_be_bytes();
+            }
+        }
+        // SAFETY: the caller's; four blocks, no vector more.
+        unsafe { V::load((&raw const lanes).cast()) }
+    }
+}
+
+/// The key, with its layout.
+struct Reader<V> {
+    key: *const u8,
+    /// The first round key.
+    rounds: *const u8,
+    /// 10, 12 or 14.
+    number: u8,
+    lanes: PhantomData<V>,
+}
+
+impl<V: Lanes> Reader<V> {
+    /// The round key of `round` in every lane.
+    #[inline(always)]
+    unsafe fn round(&self, round: usize) -> V {
+        // SAFETY: the caller's; `round` is at most `number`, so within the key.
+        unsafe { V::broadcast(self.rounds.add(BLOCK * round)) }
+    }
+
+    /// The key of the last round.
+    #[inline(always)]
+    unsafe fn last_round(&self) -> V {
+        // SAFETY: the caller's; within the key.
+        unsafe { V::broadcast(self.key.add(Layout::<V>::ROUNDS_END - BLOCK)) }
+    }
+
+    /// The power by which vector `at` of a chunk is multiplied, in every lane, and the sum of its halves.
+    #[inline(always)]
+    unsafe fn stride(&self, at: usize) -> (V, V) {
+        // SAFETY: the caller's; `at` is below CHUNK.
+        unsafe {
+            let power = V::broadcast(self.key.add(Layout::<V>::power(V::BLOCKS * (CHUNK - at))));
+            (power, V::broadcast_half(self.key.add(Layout::<V>::HALVES_AT + 8 * at)))
+        }
+    }
+
+    /// H^n, H^(n-1) and so on, and the sums of their halves.
+    #[inline(always)]
+    unsafe fn powers(&self, n: usize) -> (V, V) {
+        // SAFETY: the caller's; `n` is from 1 to POWERS, and behind H^1 there is room for the vector's rest.
+        unsafe {
+            let power = V::load(self.key.add(Layout::<V>::power(n)));
+            (power, power.xor(power.swap_halves()))
+        }
+    }
+}
+
+/// What goes from chunk to chunk.
+struct State<V> {
+    counter: Counter<V>,
+    /// The next vector in memory.
+    at: *mut u8,
+    /// The hash, by lane. At first it has in lane 0 what makes the AAD's block of the header's bytes.
+    hash: V,
+    /// Lane 0: the cipher of counter 1, for the tag.
+    tag: V,
+}
+
+impl<V: Lanes> State<V> {
+    #[inline(always)]
+    unsafe fn new(job: &Job) -> Self {
+        let aad = job.aad.to_le_bytes();
+        // SAFETY: the caller's.
+        unsafe {
+            let header = V::load_blocks(job.packet.cast_const(), 1).swap_bytes();
+            Self {
+                counter: Counter::new(job.counter),
+                at: job.packet,
+                hash: header.xor(V::load_blocks(aad.as_ptr(), 1)),
+                tag: V::zero(),
+            }
+        }
+    }
+
+    /// Keeps lane 0 of the first vector's key stream, and makes of the rest what is added to memory.
+    #[inline(always)]
+    unsafe fn keep_tag(&mut self, stream: &mut V) {
+        self.tag = *stream;
+        // SAFETY: the caller's; ones but for lane 0.
+        unsafe {
+            let mask = (&raw const MASK).cast::<u8>();
+            let rest = V::load(mask.add(ZEROS - BLOCK)).xor(V::load(mask));
+            *stream = stream.and(rest);
+        }
+    }
+}
+
+/// The hash of a whole chunk, in steps between the rounds of the cipher.
+struct Hasher<V> {
+    from: *const u8,
+    hash: V,
+    sum: Option<Sum<V>>,
+}
+
+impl<V: Lanes> Hasher<V> {
+    /// Vector by vector in the odd rounds, then the reduction.
+    #[inline(always)]
+    unsafe fn step(&mut self, key: &Reader<V>, round: usize) {
+        // SAFETY: the caller's: a whole chunk is at `from`.
+        unsafe {
+            let at = round / HASH_EVERY;
+            if round % HASH_EVERY == 1 % HASH_EVERY && at < CHUNK {
+                let mut block = V::load(self.from.add(BLOCK * V::BLOCKS * at)).swap_bytes();
+                if at == 0 {
+                    block = block.xor(self.hash);
+                }
+                let (power, halves) = key.stride(at);
+                let product = Sum::of(block, power, halves);
+                let sum = match self.sum {
+                    Some(sum) => sum.plus(product),
+                    None => product,
+                };
+                self.sum = Some(sum);
+            } else if round == CHUNK * HASH_EVERY
+                && let Some(sum) = self.sum
+            {
+                self.hash = sum.reduce();
+            }
+        }
+    }
+}
+
+/// Rounds from one vector of the hash to the next.
+const HASH_EVERY: usize = if CHUNK <= 4 { 2 } else { 1 };
+
+/// The key stream of the next `C` vectors. `between` is called with the number of each of the first nine rounds, for work
+/// between the rounds.
+#[inline(always)]
+unsafe fn stream<V: Lanes, const C: usize>(
+    key: &Reader<V>,
+    counter: &mut Counter<V>,
+    mut between: impl FnMut(usize),
+) -> [V; C] {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut states: [V; C] = counter.take();
+        let round_key = key.round(0);
+        for state in &mut states {
+            *state = state.xor(round_key);
+        }
+        for round in 1..10 {
+            let round_key = key.round(round);
+            for state in &mut states {
+                *state = state.aesenc(round_key);
+            }
+            between(round);
+        }
+        for longer in [12, 14] {
+            if key.number >= longer {
+                for round in [longer - 2, longer - 1] {
+                    let round_key = key.round(round.into());
+                    for state in &mut states {
+                        *state = state.aesenc(round_key);
+                    }
+                }
+            }
+        }
+        let round_key = key.last_round();
+        for state in &mut states {
+            *state = state.aesenclast(round_key);
+        }
+        states
+    }
+}
+
+/// Seals or opens one whole chunk. When sealing, the chunk before is hashed meanwhile, if there is one.
+#[inline(always)]
+unsafe fn bulk<V: Lanes, const SEAL: bool, const FIRST: bool>(key: &Reader<V>, state: &mut State<V>) {
+    let width = BLOCK * V::BLOCKS;
+    // SAFETY: the caller's: a whole chunk of the packet is left at `state.at`.
+    unsafe {
+        let at = state.at;
+        let mut hasher = hasher::<V, SEAL>(state);
+        let mut streams: [V; CHUNK] = stream(key, &mut state.counter, |round| {
+            if !(SEAL && FIRST) {
+                hasher.step(key, round);
+            }
+        });
+        state.hash = hasher.hash;
+        if FIRST && let Some(stream) = streams.first_mut() {
+            state.keep_tag(stream);
+        }
+        for (index, stream) in streams.into_iter().enumerate() {
+            let to = at.add(width * index);
+            V::load(to.cast_const()).xor(stream).store(to);
+        }
+        state.at = at.add(width * CHUNK);
+    }
+}
+
+/// For the chunk at hand, or when sealing for the one before.
+#[inline(always)]
+unsafe fn hasher<V: Lanes, const SEAL: bool>(state: &State<V>) -> Hasher<V> {
+    let back = if SEAL { BLOCK * V::BLOCKS * CHUNK } else { 0 };
+    Hasher { from: state.at.wrapping_sub(back).cast_const(), hash: state.hash, sum: None }
+}
+
+/// Seals or opens the last `C` vectors with text, and hashes the lengths; `bytes` are left in memory, the ESP header
+/// included if it is among them. Gives what [`crypt`] gives.
+#[inline(always)]
+unsafe fn last<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize>(
+    key: &Reader<V>,
+    state: &mut State<V>,
+    job: &Job,
+    bytes: usize,
+) -> V {
+    let width = BLOCK * V::BLOCKS;
+    // Bytes and blocks of text in the last vector: at least one, at most all.
+    let left = bytes.saturating_sub(width * (C - 1)).min(width);
+    let blocks = left.div_ceil(BLOCK);
+    let positions = V::BLOCKS * (C - 1) + blocks + 1;
+    // SAFETY: the caller's. All vectors but the last are whole. Of the last, `blocks` blocks are text but for at most 15
+    // bytes, which are the tag's.
+    unsafe {
+        let at = state.at;
+        let mask = (&raw const MASK).cast::<u8>();
+        let mut texts = [V::zero(); C];
+        for (index, text) in texts.iter_mut().enumerate() {
+            let from = at.add(width * index).cast_const();
+            *text = if index + 1 < C { V::load(from) } else { V::load_blocks(from, blocks) };
+        }
+        // The tag has to outlive a store that ends in it.
+        let end = at.add(bytes);
+        let tag = V::load_blocks(end.cast_const(), 1);
+
+        // Ones in the lane behind the text, which is the lengths', if there is one.
+        let behind = V::load(mask.add(ZEROS - BLOCK * (blocks + 1)));
+        let behind = behind.xor(V::load(mask.add(ZEROS - BLOCK * blocks)));
+        let lengths = V::broadcast(job.lengths.to_le_bytes().as_ptr());
+        let kept = V::load(mask.add(ZEROS - left));
+        let product = |index: usize, text: V, hash: V| {
+            let text = if index + 1 == C { text.and(kept) } else { text };
+            let mut turned = text.swap_bytes();
+            if index == 0 {
+                turned = turned.xor(hash);
+            }
+            if index + 1 == C {
+                turned = turned.xor(lengths.and(behind));
+            }
+            let (power, halves) = key.powers(positions - V::BLOCKS * index);
+            Sum::of(turned, power, halves)
+        };
+        let mut total: Option<Sum<V>> = None;
+        let mut add = |product: Sum<V>| {
+            total = Some(match total {
+                Some(total) => total.plus(product),
+                None => product,
+            });
+        };
+
+        let mut hasher = hasher::<V, SEAL>(state);
+        let mut streams: [V; C] = stream(key, &mut state.counter, |round| {
+            if SEAL && !FIRST {
+                hasher.step(key, round);
+            }
+            if !SEAL && let Some(text) = texts.get(round - 1) {
+                add(product(round - 1, *text, hasher.hash));
+            }
+        });
+        if FIRST && let Some(stream) = streams.first_mut() {
+            state.keep_tag(stream);
+        }
+        for (index, (stream, text)) in streams.into_iter().zip(texts).enumerate() {
+            let to = at.add(width * index);
+            let out = text.xor(stream);
+            if index + 1 < C {
+                out.store(to);
+            } else {
+                out.store_blocks(to, blocks);
+            }
+            if SEAL {
+                add(product(index, out, hasher.hash));
+            }
+        }
+        if blocks == V::BLOCKS {
+            let (power, halves) = key.powers(1);
+            let upto = V::load(mask.add(ZEROS - BLOCK));
+            add(Sum::of(lengths.and(upto), power, halves));
+        }
+        let computed = match total {
+            Some(total) => total.reduce().fold().swap_bytes().xor(state.tag),
+            None => V::zero(),
+        };
+        if SEAL {
+            computed
+        } else {
+            tag.store_blocks(end, 1);
+            computed.xor(tag)
+        }
+    }
+}
+
+/// Seals or opens one packet. When sealing, lane 0 of the answer is the tag, which is not written yet; when opening,
+/// lane 0 is zero if and only if the tag is right.
+///
+/// # Safety
+/// The processor has the instructions of `V`. `job.key` is a key expanded for `V` with `job.rounds` rounds; `job.packet`
+/// points to `32 + job.text` bytes that nobody else uses.
+#[inline(always)]
+pub(crate) unsafe fn crypt<V: Lanes, const SEAL: bool>(job: &Job) -> V {
+    let width = BLOCK * V::BLOCKS;
+    let chunk = width * CHUNK;
+    // What may be left to `last`: a chunk, and what is not enough to be left alone.
+    let most = chunk + BLOCK * (Layout::<V>::LEFT - 1);
+    // Header and text.
+    let mut bytes = BLOCK + job.text;
+    // SAFETY: the caller's. While there is more than a chunk, a chunk of it is whole.
+    unsafe {
+        let key = Reader::<V> {
+            key: job.key,
+            rounds: job.key.add(Layout::<V>::round(job.rounds.into(), 0)),
+            number: job.rounds,
+            lanes: PhantomData,
+        };
+        let mut state = State::<V>::new(job);
+        if bytes <= most {
+            return match bytes.div_ceil(width) {
+                1 => last::<V, SEAL, true, 1>(&key, &mut state, job, bytes),
+                2 => last::<V, SEAL, true, 2>(&key, &mut state, job, bytes),
+                3 => last::<V, SEAL, true, 3>(&key, &mut state, job, bytes),
+                5 if V::BLOCKS > 2 => last::<V, SEAL, true, 5>(&key, &mut state, job, bytes),
+                _ => last::<V, SEAL, true, 4>(&key, &mut state, job, bytes),
+            };
+        }
+        bulk::<V, SEAL, true>(&key, &mut state);
+        bytes -= chunk;
+        while bytes > most {
+            bulk::<V, SEAL, false>(&key, &mut state);
+            bytes -= chunk;
+        }
+        match bytes.div_ceil(width) {
+            1 => last::<V, SEAL, false, 1>(&key, &mut state, job, bytes),
+            2 => last::<V, SEAL, false, 2>(&key, &mut state, job, bytes),
+            3 => last::<V, SEAL, false, 3>(&key, &mut state, job, bytes),
+            5 if V::BLOCKS > 2 => last::<V, SEAL, false, 5>(&key, &mut state, job, bytes),
+            _ => last::<V, SEAL, false, 4>(&key, &mut state, job, bytes),
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! A vector of AES blocks, as wide as the processor has it: what the kernels are written in.
+//!
+//! Contract: block 0 is lane 0, at the lowest address. The methods are `unsafe` because an implementation may need
+//! instructions that a processor lacks, and because some read or write through a pointer; they have no other conditions.
+//! They are `inline(always)`, so that they become part of the function that enables the instructions (`#[target_feature]`
+//! cannot stand on a method of a safe trait).
+
+/// One vector.
+///
+/// # Safety
+/// `load*` read and `store*` write exactly the bytes that their documentation names.
+// JUSTIFICATION: the kernels' bounds checks count on it.
+pub(crate) unsafe trait Lanes: Copy {
+    /// Blocks in a vector.
+    const BLOCKS: usize;
+
+    /// All bits zero.
+    unsafe fn zero() -> Self;
+
+    /// The `16 * BLOCKS` bytes at `from`.
+    unsafe fn load(from: *const u8) -> Self;
+
+    /// Writes `16 * BLOCKS` bytes to `to`.
+    unsafe fn store(self, to: *mut u8);
+
+    /// The `16 * blocks` bytes at `from`, zeros behind them; at most `BLOCKS`.
+    unsafe fn load_blocks(from: *const u8, blocks: usize) -> Self;
+
+    /// Writes the first `16 * blocks` bytes to `to`; at most `BLOCKS`.
+    unsafe fn store_blocks(self, to: *mut u8, blocks: usize);
+
+    /// The 16 bytes at `from` in every lane.
+    unsafe fn broadcast(from: *const u8) -> Self;
+
+    /// The 8 bytes at `from` in the low half of every lane; the high halves are anything.
+    unsafe fn broadcast_half(from: *const u8) -> Self;
+
+    /// Bitwise.
+    unsafe fn xor(self, other: Self) -> Self;
+
+    /// Bitwise.
+    unsafe fn and(self, other: Self) -> Self;
+
+    /// Adds the 32-bit words, as they lie in little-endian memory.
+    unsafe fn add(self, other: Self) -> Self;
+
+    /// One round of AES encryption: ShiftRows, SubBytes, MixColumns, AddRoundKey.
+    unsafe fn aesenc(self, key: Self) -> Self;
+
+    /// The last round, which has no MixColumns.
+    unsafe fn aesenclast(self, key: Self) -> Self;
+
+    /// The carry-less product of the low halves of each lane.
+    unsafe fn clmul_low(self, other: Self) -> Self;
+
+    /// The carry-less product of the high halves of each lane.
+    unsafe fn clmul_high(self, other: Self) -> Self;
+
+    /// Exchanges the halves of each lane.
+    unsafe fn swap_halves(self) -> Self;
+
+    /// Reverses the bytes of each lane.
+    unsafe fn swap_bytes(self) -> Self;
+
+    /// Lane 0 is the sum of all lanes; the others are anything.
+    unsafe fn fold(self) -> Self;
+
+    /// Lane 0 is the round key that follows `last`, `base` being the one a key's length before it (FIPS 197 section 5.2):
+    /// every word is the sum of the words of `base` up to it and SubWord of the last word of `last`, before that
+    /// rotated if `ROTATE`, with `rcon` added.
+    unsafe fn next_round_key<const ROTATE: bool>(base: Self, last: Self, rcon: u8) -> Self;
+
+    /// Whether lane 0 is zero, in constant time.
+    unsafe fn first_is_zero(self) -> bool;
+}

@@ -1,0 +1,396 @@
+//! AES-GCM for ESP packets (RFC 4106) on the vector instructions of today's x86 processors.
+//!
+//! [`Kernel::new`] gives the kernel of a [`Level`] if the processor has its instructions; [`Kernel::expand`] makes keys,
+//! [`Kernel::seal`] and [`Kernel::open`] take packets in batches. A packet is contiguous:
+//!
+//! ```text
+//! ESP header and IV (16, left as they are) | text | tag (16)
+//! ```
+//!
+//! The AAD is given apart, as it is not the header's bytes as they stand (RFC 4106 section 5), and has at most one
+//! block; what it is and that a nonce is never used twice are the caller's business. Other lengths of nonce, AAD and tag are
+//! not for ESP and not here.
+//!
+//! Time depends on lengths and on whether tags are right, not on keys, texts or tags. A text whose tag is wrong is zeroed
+//! before `open` returns.
+//!
+//! This crate is the one room besides the rings of the ports where `unsafe` stands: the kernels work with pointers to whole
+//! vectors. The functions here check every length before they call them.
+#![cfg_attr(not(test), no_std)]
+#![expect(clippy::inline_always, reason = "`Lanes` says why")]
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "there are no other processors' kernels yet")
+)]
+
+#[cfg(feature = "exercise")]
+#[expect(clippy::expect_used, clippy::indexing_slicing, reason = "a test, for several programs")]
+pub mod exercise;
+mod kernel;
+mod key;
+mod lanes;
+#[cfg(all(feature = "pipes", target_arch = "x86_64"))]
+pub mod pipes;
+#[cfg(any(test, feature = "portable"))]
+mod soft;
+#[cfg(target_arch = "x86_64")]
+mod vaes256;
+#[cfg(target_arch = "x86_64")]
+mod vaes512;
+
+use core::fmt;
+
+pub use crate::key::{Key, KeyLength};
+
+use crate::kernel::{Job, crypt};
+use crate::lanes::Lanes;
+#[cfg(any(test, feature = "portable"))]
+use crate::soft::Soft;
+#[cfg(target_arch = "x86_64")]
+use crate::{vaes256::Pair, vaes512::Quad};
+
+/// Bytes before the text: SPI, sequence number, IV.
+pub const HEADER: usize = 16;
+
+/// Bytes of the tag.
+pub const TAG: usize = 16;
+
+/// Longest packet, in bytes. An IP packet has 65,535.
+pub const LONGEST: usize = 1 << 20;
+
+/// The instructions that a kernel is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// VAES and VPCLMULQDQ on 512 bits.
+    Vaes512,
+    /// VAES and VPCLMULQDQ on 256 bits.
+    Vaes256,
+    /// Two blocks a vector on plain integers: slow and not constant in time, for tests.
+    #[cfg(any(test, feature = "portable"))]
+    Portable2,
+    /// The same with four blocks.
+    #[cfg(any(test, feature = "portable"))]
+    Portable4,
+}
+
+/// The processor lacks instructions of a level.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Lacking {
+    level: Level,
+    /// By instruction of [`NEEDED`]: whether it is missing.
+    missing: [bool; NEEDED.len()],
+}
+
+/// Names of instruction set extensions, and whether AVX-512 kernels alone need them.
+const NEEDED: [(&str, bool); 8] = [
+    ("AVX2", false),
+    ("AES", false),
+    ("PCLMULQDQ", false),
+    ("VAES", false),
+    ("VPCLMULQDQ", false),
+    ("AVX512F", true),
+    ("AVX512BW", true),
+    ("AVX512VL", true),
+];
+
+impl fmt::Display for Lacking {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { level, missing } = self;
+        f.write_str("the processor lacks")?;
+        let names = NEEDED.iter().zip(missing).filter(|(_, missing)| **missing);
+        for (at, ((name, _), _)) in names.enumerate() {
+            write!(f, "{} {name}", if at == 0 { "" } else { "," })?;
+        }
+        write!(f, ", which {} needs", level.name())
+    }
+}
+
+impl Level {
+    /// As configurations name it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vaes512 => "vaes512",
+            Self::Vaes256 => "vaes256",
+            #[cfg(any(test, feature = "portable"))]
+            Self::Portable2 => "portable2",
+            #[cfg(any(test, feature = "portable"))]
+            Self::Portable4 => "portable4",
+        }
+    }
+}
+
+/// A level whose instructions the processor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    level: Level,
+}
+
+/// Additional authenticated data of at most one block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aad {
+    /// Zeros behind the data.
+    block: [u8; 16],
+    len: u8,
+}
+
+impl Aad {
+    /// `None` when there are more than 16 bytes.
+    #[inline]
+    pub fn new(data: &[u8]) -> Option<Self> {
+        let mut block = [0; 16];
+        block.get_mut(..data.len())?.copy_from_slice(data);
+        Some(Self { block, len: u8::try_from(data.len()).ok()? })
+    }
+
+    /// SPI and sequence number, the latter with its high half when it is extended (RFC 4106 section 5).
+    #[inline]
+    pub fn esp(spi: [u8; 4], high: Option<u32>, low: [u8; 4]) -> Self {
+        let ([s0, s1, s2, s3], [l0, l1, l2, l3]) = (spi, low);
+        match high {
+            None => Self { block: [s0, s1, s2, s3, l0, l1, l2, l3, 0, 0, 0, 0, 0, 0, 0, 0], len: 8 },
+            Some(high) => {
+                let [h0, h1, h2, h3] = high.to_be_bytes();
+                Self { block: [s0, s1, s2, s3, h0, h1, h2, h3, l0, l1, l2, l3, 0, 0, 0, 0], len: 12 }
+            }
+        }
+    }
+}
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not looked at.
+    Pending,
+    /// Sealed, or opened with a right tag.
+    Done,
+    /// The tag is wrong. The text is zero.
+    BadTag,
+    /// Shorter than header and tag, longer than [`LONGEST`], or its key is blank. The packet is as it was.
+    Refused,
+}
+
+/// One packet of a batch.
+pub struct Packet<'a> {
+    /// The key, expanded by the kernel that gets the packet. (By another one: a wrong tag.)
+    pub key: &'a Key,
+    /// Never the same one twice under a key when sealing.
+    pub nonce: [u8; 12],
+    /// What is authenticated besides the text.
+    pub aad: Aad,
+    /// Header, text, tag.
+    pub bytes: &'a mut [u8],
+    /// [`Verdict::Pending`] before.
+    pub verdict: Verdict,
+}
+
+impl fmt::Debug for Packet<'_> {
+    /// Without the bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Packet {{ {} bytes, {:?} }}", self.bytes.len(), self.verdict)
+    }
+}
+
+impl Kernel {
+    /// The kernel of `level`, if the processor has its instructions.
+    pub fn new(level: Level) -> Result<Self, Lacking> {
+        let present = present();
+        let missing = core::array::from_fn(|at| {
+            let needed = NEEDED.get(at).is_some_and(|(_, wide)| !wide || level == Level::Vaes512);
+            needed && !present.get(at).copied().unwrap_or(false)
+        });
+        #[cfg(any(test, feature = "portable"))]
+        if matches!(level, Level::Portable2 | Level::Portable4) {
+            return Ok(Self { level });
+        }
+        if missing.contains(&true) { Err(Lacking { level, missing }) } else { Ok(Self { level }) }
+    }
+
+    /// What it is made of.
+    pub fn level(self) -> Level {
+        self.level
+    }
+
+    /// Expands `key` into `into`, whatever was there.
+    pub fn expand(self, key: &[u8], into: &mut Key) -> Result<(), KeyLength> {
+        // JUSTIFICATION: the instructions of a level may only be run where they are.
+        // SAFETY: `new` saw that the processor has the instructions of `self.level`.
+        unsafe {
+            match self.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes512 => expand_vaes512(key, into),
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes256 => expand_vaes256(key, into),
+                #[cfg(not(target_arch = "x86_64"))]
+                Level::Vaes512 | Level::Vaes256 => Err(KeyLength(key.len())),
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable2 => key::expand::<Soft<2>>(key, into),
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable4 => key::expand::<Soft<4>>(key, into),
+            }
+        }
+    }
+
+    /// Encrypts the text of every pending packet in place and writes its tag.
+    #[inline]
+    pub fn seal(self, packets: &mut [Packet<'_>]) {
+        // JUSTIFICATION, SAFETY: as in `expand`.
+        unsafe {
+            match self.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes512 => seal_vaes512(packets),
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes256 => seal_vaes256(packets),
+                #[cfg(not(target_arch = "x86_64"))]
+                Level::Vaes512 | Level::Vaes256 => {}
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable2 => seal::<Soft<2>>(packets),
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable4 => seal::<Soft<4>>(packets),
+            }
+        }
+    }
+
+    /// Decrypts the text of every pending packet in place if its tag is right, and zeroes it if not. The tags stay.
+    #[inline]
+    pub fn open(self, packets: &mut [Packet<'_>]) {
+        // JUSTIFICATION, SAFETY: as in `expand`.
+        unsafe {
+            match self.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes512 => open_vaes512(packets),
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes256 => open_vaes256(packets),
+                #[cfg(not(target_arch = "x86_64"))]
+                Level::Vaes512 | Level::Vaes256 => {}
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable2 => open::<Soft<2>>(packets),
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable4 => open::<Soft<4>>(packets),
+            }
+        }
+    }
+}
+
+/// Which extensions of [`NEEDED`] the processor has.
+fn present() -> [bool; NEEDED.len()] {
+    #[cfg(target_arch = "x86_64")]
+    {
+        extern crate std;
+        use std::arch::is_x86_feature_detected as has;
+        [
+            has!("avx2"),
+            has!("aes"),
+            has!("pclmulqdq"),
+            has!("vaes"),
+            has!("vpclmulqdq"),
+            has!("avx512f"),
+            has!("avx512bw"),
+            has!("avx512vl"),
+        ]
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    [false; NEEDED.len()]
+}
+
+/// The functions in which the instructions of a level are enabled.
+#[cfg(target_arch = "x86_64")]
+macro_rules! level {
+    ($vector:ty, $features:literal, $expand:ident, $seal:ident, $open:ident) => {
+        // JUSTIFICATION: `#[target_feature]` is how one binary has code for several processors.
+        // SAFETY (each): the caller sees that the processor has the instructions.
+        #[target_feature(enable = $features)]
+        unsafe fn $expand(key: &[u8], into: &mut Key) -> Result<(), KeyLength> {
+            // SAFETY: above.
+            unsafe { key::expand::<$vector>(key, into) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn $seal(packets: &mut [Packet<'_>]) {
+            // SAFETY: above.
+            unsafe { seal::<$vector>(packets) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn $open(packets: &mut [Packet<'_>]) {
+            // SAFETY: above.
+            unsafe { open::<$vector>(packets) }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+level!(Pair, "avx2,aes,pclmulqdq,vaes,vpclmulqdq", expand_vaes256, seal_vaes256, open_vaes256);
+#[cfg(target_arch = "x86_64")]
+level!(
+    Quad,
+    "avx2,aes,pclmulqdq,vaes,vpclmulqdq,avx512f,avx512bw,avx512vl",
+    expand_vaes512,
+    seal_vaes512,
+    open_vaes512
+);
+
+/// The job of a packet, if its length can be one and its key is one.
+#[inline(always)]
+fn job<V: Lanes>(packet: &mut Packet<'_>) -> Option<Job> {
+    let Packet { key, nonce, aad, bytes, verdict: _ } = packet;
+    let len = bytes.len();
+    let text = len.checked_sub(HEADER + TAG).filter(|_| len <= LONGEST)?;
+    let rounds = key.rounds::<V>();
+    if !matches!(rounds, 10 | 12 | 14) {
+        return None;
+    }
+    let [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11] = *nonce;
+    Some(Job {
+        key: key.as_ptr(),
+        rounds,
+        packet: bytes.as_mut_ptr(),
+        text,
+        counter: [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11, 0, 0, 0, 1],
+        aad: u128::from_be_bytes(aad.block),
+        lengths: u128::from(aad.len) << 67 | (text as u128) << 3,
+    })
+}
+
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+unsafe fn seal<V: Lanes>(packets: &mut [Packet<'_>]) {
+    for packet in packets.iter_mut().filter(|packet| packet.verdict == Verdict::Pending) {
+        packet.verdict = Verdict::Refused;
+        let Some(job) = job::<V>(packet) else { continue };
+        // JUSTIFICATION: the kernel works on pointers.
+        // SAFETY: the instructions are there. `job` has the length of the slice, which is borrowed for as long as this
+        // takes; the key knows its rounds; the tag's 16 bytes stand behind header and text.
+        unsafe {
+            let tag: V = crypt::<V, true>(&job);
+            tag.store_blocks(job.packet.add(HEADER + job.text), 1);
+        }
+        packet.verdict = Verdict::Done;
+    }
+}
+
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+unsafe fn open<V: Lanes>(packets: &mut [Packet<'_>]) {
+    for packet in packets.iter_mut().filter(|packet| packet.verdict == Verdict::Pending) {
+        packet.verdict = Verdict::Refused;
+        let Some(job) = job::<V>(packet) else { continue };
+        // JUSTIFICATION, SAFETY: as in `seal`.
+        let right = unsafe {
+            let difference: V = crypt::<V, false>(&job);
+            difference.first_is_zero()
+        };
+        packet.verdict = if right { Verdict::Done } else { wipe_text(packet.bytes) };
+    }
+}
+
+/// No plaintext of a packet whose tag is wrong is left.
+#[cold]
+fn wipe_text(bytes: &mut [u8]) -> Verdict {
+    let end = bytes.len().saturating_sub(TAG);
+    if let Some(text) = bytes.get_mut(HEADER..end) {
+        text.fill(0);
+    }
+    Verdict::BadTag
+}

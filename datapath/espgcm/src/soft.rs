@@ -1,0 +1,168 @@
+//! The vectors on plain integers, of two or four blocks: the kernels on every machine and under Miri, slowly. Tables
+//! are looked up with secret indices, so this is for tests and nothing else.
+
+#![expect(clippy::undocumented_unsafe_blocks, reason = "said once, above the impl")]
+#![expect(clippy::indexing_slicing, reason = "for tests; all indices are taken modulo the lengths")]
+
+use crate::lanes::Lanes;
+
+/// `N` blocks, each as a little-endian number.
+#[derive(Clone, Copy)]
+pub(crate) struct Soft<const N: usize>([u128; N]);
+
+/// The AES S-box, computed as FIPS 197 section 5.1.1 defines it.
+const SBOX: [u8; 256] = {
+    let mut table = [0u8; 256];
+    // `power` and `inverse` run through all non-zero elements: the powers of 3 and of its inverse.
+    let (mut power, mut inverse) = (1u8, 1u8);
+    loop {
+        power ^= double(power);
+        inverse ^= inverse << 1;
+        inverse ^= inverse << 2;
+        inverse ^= inverse << 4;
+        if inverse & 0x80 != 0 {
+            inverse ^= 0x09;
+        }
+        let b = inverse;
+        let rotated = b.rotate_left(1) ^ b.rotate_left(2) ^ b.rotate_left(3) ^ b.rotate_left(4);
+        table[power as usize] = b ^ rotated ^ 0x63;
+        if power == 1 {
+            break;
+        }
+    }
+    table[0] = 0x63;
+    table
+};
+
+/// Times x in the field of FIPS 197 section 4.2.
+const fn double(byte: u8) -> u8 {
+    (byte << 1) ^ (if byte & 0x80 == 0 { 0 } else { 0x1b })
+}
+
+/// ShiftRows and SubBytes.
+fn shifted(state: [u8; 16]) -> [u8; 16] {
+    core::array::from_fn(|at| SBOX[usize::from(state[(at + 4 * (at % 4)) % 16])])
+}
+
+fn round(state: u128, key: u128, mix: bool) -> u128 {
+    let state = shifted(state.to_le_bytes());
+    let mixed = core::array::from_fn(|at| {
+        let column = at / 4 * 4;
+        let row = |ahead: usize| state[column + (at + ahead) % 4];
+        if mix { double(row(0)) ^ double(row(1)) ^ row(1) ^ row(2) ^ row(3) } else { row(0) }
+    });
+    u128::from_le_bytes(mixed) ^ key
+}
+
+fn clmul(a: u64, b: u64) -> u128 {
+    (0..64).filter(|bit| b >> bit & 1 == 1).fold(0, |sum, bit| sum ^ u128::from(a) << bit)
+}
+
+fn low(block: u128) -> u64 {
+    u64::try_from(block & u128::from(u64::MAX)).unwrap_or_default()
+}
+
+impl<const N: usize> Soft<N> {
+    fn each(self, other: Self, f: impl Fn(u128, u128) -> u128) -> Self {
+        Self(core::array::from_fn(|lane| f(self.0[lane], other.0[lane])))
+    }
+}
+
+// JUSTIFICATION: pointers are what the kernels are to be tested with.
+// SAFETY: each method reads or writes what the trait says, block by block.
+unsafe impl<const N: usize> Lanes for Soft<N> {
+    const BLOCKS: usize = N;
+
+    unsafe fn zero() -> Self {
+        Self([0; N])
+    }
+
+    unsafe fn load(from: *const u8) -> Self {
+        unsafe { Self::load_blocks(from, N) }
+    }
+
+    unsafe fn store(self, to: *mut u8) {
+        unsafe { self.store_blocks(to, N) }
+    }
+
+    unsafe fn load_blocks(from: *const u8, blocks: usize) -> Self {
+        Self(core::array::from_fn(|lane| {
+            if lane < blocks {
+                unsafe { u128::from_le(from.add(16 * lane).cast::<u128>().read_unaligned()) }
+            } else {
+                0
+            }
+        }))
+    }
+
+    unsafe fn store_blocks(self, to: *mut u8, blocks: usize) {
+        for (lane, block) in self.0.into_iter().enumerate().take(blocks) {
+            unsafe { to.add(16 * lane).cast::<u128>().write_unaligned(block.to_le()) }
+        }
+    }
+
+    unsafe fn broadcast(from: *const u8) -> Self {
+        unsafe { Self([u128::from_le(from.cast::<u128>().read_unaligned()); N]) }
+    }
+
+    unsafe fn broadcast_half(from: *const u8) -> Self {
+        unsafe { Self([u128::from(u64::from_le(from.cast::<u64>().read_unaligned())); N]) }
+    }
+
+    unsafe fn xor(self, other: Self) -> Self {
+        self.each(other, |a, b| a ^ b)
+    }
+
+    unsafe fn and(self, other: Self) -> Self {
+        self.each(other, |a, b| a & b)
+    }
+
+    unsafe fn add(self, other: Self) -> Self {
+        let word = |block: u128, at: u32| (block >> (32 * at)) & 0xffff_ffff;
+        self.each(other, |a, b| {
+            (0..4).fold(0, |sum, at| sum | ((word(a, at) + word(b, at)) & 0xffff_ffff) << (32 * at))
+        })
+    }
+
+    unsafe fn aesenc(self, key: Self) -> Self {
+        self.each(key, |state, key| round(state, key, true))
+    }
+
+    unsafe fn aesenclast(self, key: Self) -> Self {
+        self.each(key, |state, key| round(state, key, false))
+    }
+
+    unsafe fn clmul_low(self, other: Self) -> Self {
+        self.each(other, |a, b| clmul(low(a), low(b)))
+    }
+
+    unsafe fn clmul_high(self, other: Self) -> Self {
+        self.each(other, |a, b| clmul(low(a >> 64), low(b >> 64)))
+    }
+
+    unsafe fn swap_halves(self) -> Self {
+        self.each(self, |a, _| a.rotate_left(64))
+    }
+
+    unsafe fn swap_bytes(self) -> Self {
+        self.each(self, |a, _| a.swap_bytes())
+    }
+
+    unsafe fn fold(self) -> Self {
+        Self([self.0.into_iter().fold(0, |sum, lane| sum ^ lane); N])
+    }
+
+    unsafe fn next_round_key<const ROTATE: bool>(base: Self, last: Self, rcon: u8) -> Self {
+        let bytes = last.0[0].to_le_bytes();
+        let turn = usize::from(ROTATE);
+        let word: [u8; 4] = core::array::from_fn(|at| SBOX[usize::from(bytes[12 + (at + turn) % 4])]);
+        let word = u128::from(u32::from_le_bytes(word) ^ u32::from(rcon));
+        let base = base.0[0] ^ base.0[0] << 32;
+        let base = base ^ base << 64;
+        Self([base ^ word ^ word << 32 ^ word << 64 ^ word << 96; N])
+    }
+
+    unsafe fn first_is_zero(self) -> bool {
+        self.0[0] == 0
+    }
+}

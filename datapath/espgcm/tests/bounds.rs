@@ -1,0 +1,143 @@
+//! DP-3: the kernels touch nothing but the packet. Packets stand right before a page that may not be touched, right
+//! behind one, and at every alignment.
+#![cfg(not(miri))]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "a test")]
+
+mod common;
+
+use common::{bytes, expand, kernels, open, seal};
+use postern_espgcm::{Aad, HEADER, Kernel, Key, Packet, TAG, Verdict};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
+
+const PAGE: usize = 4096;
+const PAGES: usize = 4;
+
+/// `PAGES` pages between two that fault when they are touched.
+fn guarded() -> &'static mut [u8] {
+    let prot = ProtFlags::READ | ProtFlags::WRITE;
+    let len = (PAGES + 2) * PAGE;
+    // JUSTIFICATION: pages that fault are what the test is about.
+    // SAFETY: a new mapping of `len` bytes, which is never unmapped; its first and last page are not in the slice.
+    unsafe {
+        let base = mmap_anonymous(std::ptr::null_mut(), len, prot, MapFlags::PRIVATE).unwrap();
+        mprotect(base, PAGE, MprotectFlags::empty()).unwrap();
+        mprotect(base.add((PAGES + 1) * PAGE), PAGE, MprotectFlags::empty()).unwrap();
+        std::slice::from_raw_parts_mut(base.cast::<u8>().add(PAGE), PAGES * PAGE)
+    }
+}
+
+fn round_trip(kernel: Kernel, key: &Key, packet: &mut [u8], expected: &[u8]) {
+    let text = bytes(packet.len() - HEADER - TAG, 0x3c);
+    packet.fill(0xa5);
+    packet[HEADER..HEADER + text.len()].copy_from_slice(&text);
+    assert_eq!(seal(kernel, key, [3; 12], &[1; 8], packet), Verdict::Done);
+    assert_eq!(packet[HEADER..], *expected);
+    assert_eq!(open(kernel, key, [3; 12], &[1; 8], packet), Verdict::Done);
+    assert_eq!(packet[HEADER..HEADER + text.len()], text);
+}
+
+#[test]
+fn dp_3_nothing_outside_the_packet_is_touched() {
+    let memory = guarded();
+    let total = memory.len();
+    for kernel in kernels() {
+        let key = expand(kernel, &[7; 16]);
+        for text in (0..600).chain([1423, 1424, 1425, 8999, 9000]) {
+            let len = HEADER + text + TAG;
+            let mut reference = vec![0xa5; len];
+            reference[HEADER..HEADER + text].copy_from_slice(&bytes(text, 0x3c));
+            assert_eq!(seal(kernel, &key, [3; 12], &[1; 8], &mut reference), Verdict::Done);
+            let expected = reference.split_off(HEADER);
+            round_trip(kernel, &key, &mut memory[..len], &expected);
+            round_trip(kernel, &key, &mut memory[total - len..], &expected);
+            // In the middle: every alignment, with bytes around that have to stay.
+            let at = 64 + text % 64;
+            memory[..at].fill(0x77);
+            memory[at + len..at + len + 128].fill(0x77);
+            round_trip(kernel, &key, &mut memory[at..at + len], &expected);
+            assert!(memory[..at].iter().all(|byte| *byte == 0x77), "{text}: before");
+            assert!(memory[at + len..at + len + 128].iter().all(|byte| *byte == 0x77), "{text}: behind");
+        }
+    }
+}
+
+/// What is no packet is refused and stays as it is.
+#[test]
+fn dp_3_refused() {
+    for kernel in kernels() {
+        let key = expand(kernel, &[7; 16]);
+        for len in 0..HEADER + TAG {
+            let mut packet = vec![0xa5; len];
+            assert_eq!(seal(kernel, &key, [0; 12], &[], &mut packet), Verdict::Refused);
+            assert_eq!(open(kernel, &key, [0; 12], &[], &mut packet), Verdict::Refused);
+            assert!(packet.iter().all(|byte| *byte == 0xa5));
+        }
+        let mut long = vec![0xa5; postern_espgcm::LONGEST + 1];
+        assert_eq!(seal(kernel, &key, [0; 12], &[], &mut long), Verdict::Refused);
+        let mut packet = [0xa5; 64];
+        assert_eq!(seal(kernel, &Key::blank(), [0; 12], &[], &mut packet), Verdict::Refused);
+        assert_eq!(packet, [0xa5; 64]);
+        let mut short = Key::blank();
+        assert!(kernel.expand(&[0; 15], &mut short).is_err() && short.is_blank());
+    }
+    assert!(Aad::new(&[0; 17]).is_none());
+}
+
+/// Packets of several keys, key lengths and sizes in one batch, one of them forged and one not pending.
+#[test]
+fn dp_3_batches() {
+    for kernel in kernels() {
+        let keys: Vec<Key> =
+            (0..6).map(|n: u8| expand(kernel, &bytes([16, 24, 32][usize::from(n % 3)], n))).collect();
+        let sizes = (0..97).map(|n| (n * 37) % 1500);
+        let mut packets: Vec<Vec<u8>> = sizes.map(|size| common::packet(&bytes(size, 9))).collect();
+        let mut alone = packets.clone();
+        let mut batch: Vec<Packet<'_>> = packets
+            .iter_mut()
+            .enumerate()
+            .map(|(n, bytes)| Packet {
+                key: &keys[n % 6],
+                nonce: [u8::try_from(n).unwrap(); 12],
+                aad: Aad::esp([1; 4], (n % 2 == 0).then_some(7), [2; 4]),
+                bytes,
+                verdict: Verdict::Pending,
+            })
+            .collect();
+        kernel.seal(&mut batch);
+        assert!(batch.iter().all(|packet| packet.verdict == Verdict::Done));
+        for (n, packet) in alone.iter_mut().enumerate() {
+            let aad: &[u8] =
+                if n % 2 == 0 { &[1, 1, 1, 1, 0, 0, 0, 7, 2, 2, 2, 2] } else { &[1, 1, 1, 1, 2, 2, 2, 2] };
+            let nonce = [u8::try_from(n).unwrap(); 12];
+            assert_eq!(seal(kernel, &keys[n % 6], nonce, aad, packet), Verdict::Done);
+        }
+        for (packet, alone) in batch.iter_mut().zip(&alone) {
+            assert!(packet.bytes == alone);
+            packet.verdict = Verdict::Pending;
+        }
+        batch[40].bytes[HEADER] ^= 1;
+        batch[41].verdict = Verdict::BadTag;
+        kernel.open(&mut batch);
+        for (n, packet) in batch.iter().enumerate() {
+            let expected = if n == 40 || n == 41 { Verdict::BadTag } else { Verdict::Done };
+            assert_eq!(packet.verdict, expected, "{n}");
+        }
+        assert!(batch[41].bytes == &alone[41][..], "not pending, so left alone");
+    }
+}
+
+/// OPS-4: a key is wiped, and neither it nor a packet is shown.
+#[test]
+fn ops_4_keys() {
+    for kernel in kernels() {
+        let mut key = expand(kernel, &[0xab; 32]);
+        assert!(!key.is_blank());
+        let mut bytes = [0xab; 64];
+        let aad = Aad::new(&[]).unwrap();
+        let packet = Packet { key: &key, nonce: [0; 12], aad, bytes: &mut bytes, verdict: Verdict::Pending };
+        let shown = format!("{packet:?} {:?} {kernel:?}", packet.key);
+        assert!(!shown.contains("171") && !shown.to_lowercase().contains("ab, "), "{shown}");
+        key.wipe();
+        assert!(key.is_blank());
+    }
+}
