@@ -17,7 +17,7 @@ use crate::fib::{Fib, FollowError, Follower, PortIndex};
 use crate::frame::Arena;
 use crate::handoff::Doorbell;
 use crate::port::netdev::Netdev;
-use crate::port::socket::{SocketError, SocketOptions, SocketPort};
+use crate::port::socket::{HeldPort, NATT_PORT, SocketError, SocketOptions, SocketPort};
 use crate::port::tun::TunPort;
 use crate::port::xsk::{Umem, XskError, XskOptions, XskSocket};
 use crate::port::{LinkKind, Port};
@@ -106,6 +106,9 @@ pub struct Appliance {
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     follower: Option<Follower>,
+    /// A socket port reads ESP in UDP beside whoever has port 4500, so someone has to have it.
+    shares_natt: bool,
+    held: Option<HeldPort>,
 }
 
 /// One configured interface, opened.
@@ -189,7 +192,10 @@ impl Appliance {
             stop,
             threads: Vec::new(),
             follower: Some(follower),
+            shares_natt: settings.interfaces.iter().any(|interface| interface.port == PortKind::Socket),
+            held: None,
         };
+        appliance.hold_natt();
         for (number, worker) in workers.into_iter().enumerate() {
             appliance.spawn(settings, number, worker)?;
         }
@@ -233,6 +239,25 @@ impl Appliance {
         self.follower = None;
     }
 
+    /// Has UDP port 4500 if a socket port needs that and nobody else has it: while no control process, which listens there
+    /// for IKE, is connected. May be called again and again.
+    pub fn hold_natt(&mut self) {
+        if !self.shares_natt || self.held.is_some() {
+            return;
+        }
+        match HeldPort::take(NATT_PORT) {
+            Ok(held) => self.held = Some(held),
+            // An IKE daemon has the port, which serves as well.
+            Err(SocketError::PortTaken(_)) => {}
+            Err(error) => tracing::warn!(%error, "peers may be told that nobody receives ESP in UDP here"),
+        }
+    }
+
+    /// Leaves the port to control.
+    pub fn release_natt(&mut self) {
+        self.held = None;
+    }
+
     /// Whether all workers still run.
     pub fn is_alive(&self) -> bool {
         !self.threads.iter().any(JoinHandle::is_finished)
@@ -260,14 +285,7 @@ fn open(
             Ok(opened(interface, Box::new(port), workers, Some(index)))
         }
         PortKind::Socket => {
-            let hold = SocketOptions { hold_port: true, ..SocketOptions::default() };
-            let port = match SocketPort::open(hold) {
-                // An IKE daemon has the port, which serves as well.
-                Err(SocketError::PortTaken(_)) => {
-                    SocketPort::open(SocketOptions { hold_port: false, ..hold })?
-                }
-                result => result?,
-            };
+            let port = SocketPort::open(SocketOptions::default())?;
             Ok(opened(interface, Box::new(port), workers, None))
         }
     }

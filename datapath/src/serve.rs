@@ -31,6 +31,8 @@ const BACKLOG: usize = 4096;
 const EVENTS: usize = 128;
 /// How long a client may leave its socket full.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Seconds between attempts to have port 4500 while control is away.
+const HOLD_AGAIN: u32 = 5;
 /// Longest wait: the clock is looked at this often.
 const WAIT: Duration = Duration::from_millis(500);
 
@@ -62,6 +64,8 @@ pub struct Server {
     instance: u64,
     backend: &'static str,
     cores: Vec<u16>,
+    /// When port 4500 is tried next, in the tables' seconds.
+    hold_next: u32,
 }
 
 impl Server {
@@ -85,6 +89,7 @@ impl Server {
             instance,
             backend,
             cores,
+            hold_next: 0,
         })
     }
 
@@ -106,6 +111,15 @@ impl Server {
             self.appliance.publisher.tick(now);
             self.pass_events();
             self.clients.retain(|client| !client.gone);
+            self.hold_natt(now);
+        }
+    }
+
+    /// Someone has to have UDP port 4500: control while there is one, else this process.
+    fn hold_natt(&mut self, now: u32) {
+        if now >= self.hold_next && !self.clients.iter().any(|client| client.greeted) {
+            self.appliance.hold_natt();
+            self.hold_next = now.saturating_add(HOLD_AGAIN);
         }
     }
 
@@ -234,7 +248,10 @@ impl Server {
         Some(match request {
             Request::Hello { version } => {
                 client.greeted = *version == VERSION;
-                if !client.greeted {
+                if client.greeted {
+                    self.appliance.release_natt();
+                    self.hold_next = 0;
+                } else {
                     tracing::warn!(ours = VERSION, theirs = version, "control speaks another version");
                 }
                 Reply::Hello { version: VERSION, instance: self.instance, pid: std::process::id() }

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use netns::Netns;
 use postern_datapath::frame::{Arena, BATCH, Frame, HEADROOM, Pool};
-use postern_datapath::port::socket::{SocketError, SocketOptions, SocketPort};
+use postern_datapath::port::socket::{HeldPort, SocketError, SocketOptions, SocketPort};
 use postern_datapath::port::{LinkKind, Port, PortStats};
 use postern_wire::ids::Protocol;
 use postern_wire::{ip4, ip6, udp};
@@ -62,9 +62,8 @@ fn world() -> World {
 }
 
 impl World {
-    fn port(&self, netns: &Netns, hold_port: bool) -> SocketPort {
-        let options = SocketOptions { hold_port, ..SocketOptions::default() };
-        let port = netns.within(|| SocketPort::open(options).unwrap());
+    fn port(&self, netns: &Netns) -> SocketPort {
+        let port = netns.within(|| SocketPort::open(SocketOptions::default()).unwrap());
         assert_eq!(port.link(), LinkKind::Ip);
         assert!(port.describe().contains("4500"));
         assert_eq!(self.pool.available(), 256);
@@ -146,7 +145,7 @@ fn datagram(payload: &[u8]) -> Vec<u8> {
 #[test]
 fn dp_1_esp_in_udp_is_taken_beside_ike() {
     let mut world = world();
-    let mut port = world.port(&world.near, false);
+    let mut port = world.port(&world.near);
     for (near, far, overhead) in [
         (IpAddr::from(NEAR4), IpAddr::from(FAR4), ip4::MIN_LEN + udp::LEN),
         (IpAddr::from(NEAR6), IpAddr::from(FAR6), ip6::LEN + udp::LEN),
@@ -204,7 +203,7 @@ fn dp_1_esp_in_udp_is_taken_beside_ike() {
 #[test]
 fn dp_5_packets_leave_as_they_are() {
     let mut world = world();
-    let mut port = world.port(&world.near, false);
+    let mut port = world.port(&world.near);
     let wire = world.far.within(|| Wire::open("f0"));
     let mut expected = Vec::new();
     for payload in
@@ -235,7 +234,7 @@ fn dp_5_packets_leave_as_they_are() {
 #[test]
 fn dp_1_esp_and_ah_are_taken() {
     let mut world = world();
-    let (mut near, mut far) = (world.port(&world.near, false), world.port(&world.far, false));
+    let (mut near, mut far) = (world.port(&world.near), world.port(&world.far));
     for protocol in [Protocol::ESP, Protocol::AH] {
         let packet = packet_v4(FAR4, NEAR4, protocol, &ESP);
         world.transmit(&mut far, &packet);
@@ -261,7 +260,7 @@ fn dp_1_esp_and_ah_are_taken() {
 #[test]
 fn dp_6_refusals_are_counted() {
     let mut world = world();
-    let mut port = world.port(&world.near, false);
+    let mut port = world.port(&world.near);
     world.transmit(&mut port, &packet_v4(NEAR4, FAR4, Protocol::ESP, &[0; 1481]));
     world.transmit(&mut port, &packet_v6(NEAR6, FAR6, Protocol::ESP, &[0; 1461]));
     assert_eq!(port.stats().too_big, 2);
@@ -278,22 +277,20 @@ fn dp_6_refusals_are_counted() {
 #[test]
 fn ops_1_the_udp_port_is_held_or_shared() {
     let mut world = world();
-    let unheld = world.port(&world.near, false);
+    let mut port = world.port(&world.near);
     let peer = open_udp(&world.far, FAR4, 4500);
     peer.connect((NEAR4, 4500)).unwrap();
     peer.send(&ESP).unwrap();
     let mut buffer = [0; 100];
     assert_eq!(peer.recv(&mut buffer).unwrap_err().kind(), std::io::ErrorKind::ConnectionRefused);
-    drop(unheld);
 
-    let mut held = world.port(&world.near, true);
+    let held = world.near.within(|| HeldPort::take(4500).unwrap());
     peer.send(&ESP).unwrap();
     assert_eq!(peer.recv(&mut buffer).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
-    assert_eq!(world.receive(&mut held, 1).len(), 1);
-    drop(held);
+    assert_eq!(world.receive(&mut port, 2).len(), 2);
 
+    drop(held);
     let _ike = open_udp(&world.near, Ipv4Addr::UNSPECIFIED, 4500);
-    let options = SocketOptions { hold_port: true, ..SocketOptions::default() };
-    let error = world.near.within(|| SocketPort::open(options).err().unwrap());
+    let error = world.near.within(|| HeldPort::take(4500).err().unwrap());
     assert!(matches!(error, SocketError::PortTaken(4500)), "{error}");
 }

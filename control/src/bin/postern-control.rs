@@ -168,6 +168,7 @@ async fn run(arguments: &Arguments, mut config: Config, began: Instant) -> Resul
         slots: datapath.sa_slots,
         taken: desired.inbound_spis(),
         interface: ike::virtual_interface(&datapath),
+        shares_natt: ike::shares_natt(&datapath),
         orders,
         notices: from_datapath,
         recovery,

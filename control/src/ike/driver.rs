@@ -12,6 +12,10 @@
 //! what comes after it for the same IKE SA, and nothing else. The task runs on a thread of its own, so that a burst of
 //! handshakes does not keep the supervisor from the datapath.
 //!
+//! Where the datapath reads ESP in UDP beside whoever has port 4500 (a socket port), this task listens even without a
+//! connection, and then discards what it receives. While control is away the datapath has the port; it leaves it when
+//! control connects.
+//!
 //! Nothing is received before the first connection to the datapath: a peer that asks earlier repeats its request, which is
 //! better than an SA that cannot be installed.
 
@@ -76,6 +80,8 @@ pub struct Parts {
     pub taken: Vec<u32>,
     /// Interface of virtual addresses.
     pub interface: String,
+    /// Whether to listen without connections too, for the datapath's sake.
+    pub shares_natt: bool,
     /// Orders to the supervisor.
     pub orders: mpsc::UnboundedSender<Order>,
     /// Its notices.
@@ -130,6 +136,7 @@ pub struct Driver {
     /// The datapath was connected once.
     ready: bool,
     trouble_next: Instant,
+    shares_natt: bool,
 }
 
 impl Driver {
@@ -140,6 +147,7 @@ impl Driver {
             slots,
             taken,
             interface,
+            shares_natt,
             orders,
             mut notices,
             recovery,
@@ -197,6 +205,7 @@ impl Driver {
             heard: HashMap::new(),
             ready: false,
             trouble_next: now,
+            shares_natt,
         };
         this.configure(config);
         let mut buffer = vec![0; LARGEST];
@@ -293,10 +302,10 @@ impl Driver {
         self.connections().find(|connection| *connection.name == *name)
     }
 
-    /// Opens the sockets, once there is a connection to serve.
+    /// Opens the sockets, once there is a connection to serve or a port to share.
     fn listen(&mut self) {
         let needed = !self.config.connections.is_empty() || self.memory.is_telling();
-        if self.sockets.is_some() || !needed {
+        if self.sockets.is_some() || !(needed || self.shares_natt) {
             return;
         }
         match Sockets::open(&self.config.listen) {
@@ -306,7 +315,8 @@ impl Driver {
             }
             Err(error) => {
                 let problem = error.to_string();
-                if self.listen_problem.as_ref() != Some(&problem) {
+                // Before it is connected the datapath may have the port.
+                if needed && self.ready && self.listen_problem.as_ref() != Some(&problem) {
                     warn!("IKE cannot listen: {problem}");
                 }
                 self.listen_problem = Some(problem);
@@ -508,6 +518,7 @@ impl Driver {
         for _ in 0..BATCH {
             let Some(sockets) = &mut self.sockets else { return };
             match sockets.receive(index, buffer) {
+                Received::Message(..) if self.config.connections.is_empty() => {}
                 Received::Message(path, message) => {
                     let now = now_is();
                     let source = path.remote.ip();
@@ -552,6 +563,7 @@ impl Driver {
             Told::Connected { leftovers } => {
                 let first = !self.ready;
                 self.ready = true;
+                self.listen();
                 if first {
                     let all: Vec<Arc<Connection>> = self.connections().cloned().collect();
                     self.start(&all, &leftovers);

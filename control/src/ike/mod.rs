@@ -39,6 +39,11 @@ pub fn spawn(parts: driver::Parts) -> io::Result<JoinHandle<()>> {
     })
 }
 
+/// Whether the datapath reads ESP in UDP beside the sockets of IKE.
+pub fn shares_natt(settings: &DatapathSettings) -> bool {
+    settings.interfaces.iter().any(|interface| interface.port == PortKind::Socket)
+}
+
 /// Where virtual addresses are set: on the TUN device that this host's own packets take into tunnels, else on loopback.
 pub fn virtual_interface(settings: &DatapathSettings) -> String {
     let tun = settings.interfaces.iter().find(|interface| interface.port == PortKind::Tun);

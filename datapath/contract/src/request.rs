@@ -70,7 +70,8 @@ pub enum Refusal {
 /// A message from control to the datapath.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Request {
-    /// First message on a connection; answered by [`Reply::Hello`].
+    /// First message on a connection; answered by [`Reply::Hello`]. UDP port 4500 is the sender's from now on: a datapath
+    /// that held it, so that no peer is told that nobody receives there, has left it when it answers.
     Hello {
         /// [`crate::VERSION`] of the sender.
         version: u16,

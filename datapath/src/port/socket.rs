@@ -10,8 +10,8 @@
 //!
 //! **UDP port 4500 is not bound by this port** but read beside whoever has it, so that IKE (control) and ESP share it without
 //! knowing of each other: IKE's socket receives what has the non-ESP marker, and discards the rest (with `UDP_ENCAP_ESPINUDP`
-//! set the kernel does so for it); this port takes the rest, and counts what has the marker as not its own. Where no IKE
-//! daemon runs, [`SocketOptions::hold_port`] keeps the kernel from answering each packet with "port unreachable".
+//! set the kernel does so for it); this port takes the rest, and counts what has the marker as not its own. While no IKE
+//! daemon runs, a [`HeldPort`] keeps the kernel from answering each packet with "port unreachable".
 //!
 //! Every raw socket gets every packet, so there is one such port in a datapath, and one worker has it. Each packet is a system
 //! call, and packets arriving cost one more for asking which sockets have some.
@@ -40,15 +40,13 @@ use crate::frame::{Arena, BATCH, Frame, MAX_RECEIVE, Pool};
 pub struct SocketOptions {
     /// UDP port of ESP in UDP; 4500 but for tests and unusual peers.
     pub udp_port: u16,
-    /// Bind that UDP port with a socket that discards everything: for hosts without an IKE daemon. Fails if there is one.
-    pub hold_port: bool,
     /// Firewall mark of transmitted packets, by which the operator keeps them from being routed into the tunnel again.
     pub mark: Option<u32>,
 }
 
 impl Default for SocketOptions {
     fn default() -> Self {
-        Self { udp_port: 4500, hold_port: false, mark: None }
+        Self { udp_port: NATT_PORT, mark: None }
     }
 }
 
@@ -61,7 +59,7 @@ pub enum SocketError {
     )]
     Permission,
     /// EADDRINUSE.
-    #[error("UDP port {0} is taken: an IKE daemon has it, so `hold_port` is not needed")]
+    #[error("UDP port {0} is taken: an IKE daemon has it, so it need not be held")]
     PortTaken(u16),
     /// Anything else.
     #[error("raw sockets: {step}: {source}")]
@@ -80,8 +78,6 @@ pub struct SocketPort {
     send_v4: Socket,
     /// `None` on a host without IPv6.
     send_v6: Option<Socket>,
-    /// Only there to be bound.
-    _held: ArrayVec<Socket, 2>,
     epoll: OwnedFd,
     control: Vec<u8>,
     udp_port: u16,
@@ -141,18 +137,10 @@ impl SocketPort {
                 .map_err(|errno| failed("epoll")(errno.into()))?;
         }
 
-        let mut held = ArrayVec::new();
-        if options.hold_port {
-            held.extend(Some(hold(Domain::IPV4, options.udp_port)?));
-            if with_v6.is_some() {
-                held.extend(Some(hold(Domain::IPV6, options.udp_port)?));
-            }
-        }
         Ok(Self {
             receivers,
             send_v4,
             send_v6: with_v6,
-            _held: held,
             epoll,
             control: nix::cmsg_space!(libc::in6_pktinfo, libc::c_int, libc::c_int),
             udp_port: options.udp_port,
@@ -160,6 +148,30 @@ impl SocketPort {
         })
     }
 }
+
+/// UDP port 4500 (or another), bound by sockets that discard everything, for as long as this lives.
+#[derive(Debug)]
+pub struct HeldPort {
+    _sockets: ArrayVec<Socket, 2>,
+}
+
+impl HeldPort {
+    /// Binds the port in the calling thread's network namespace; fails with [`SocketError::PortTaken`] if someone has it.
+    pub fn take(port: u16) -> Result<Self, SocketError> {
+        let mut sockets = ArrayVec::new();
+        sockets.extend(Some(hold(Domain::IPV4, port)?));
+        match hold(Domain::IPV6, port) {
+            Ok(socket) => sockets.extend(Some(socket)),
+            // A host without IPv6.
+            Err(SocketError::Other { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(Self { _sockets: sockets })
+    }
+}
+
+/// UDP port of ESP in UDP, and of IKE with it (RFC 3948).
+pub const NATT_PORT: u16 = 4500;
 
 /// IPPROTO_RAW: such a socket sends packets that bring their IP header.
 const RAW: Protocol = Protocol(255);
