@@ -155,7 +155,7 @@ fn times(table: &mut Table<'_, '_>) -> (Option<Duration>, Duration, Option<Durat
         table.error(life.span.clone(), "life_s", message);
     }
     let some = |seconds: u32| (seconds > 0).then(|| Duration::from_secs(u64::from(seconds)));
-    let life = life.map_or(rekey.saturating_add(rekey / 10), |found| found.value);
+    let life = life.map_or(rekey.saturating_add(rekey.div_ceil(10)), |found| found.value);
     (some(rekey), Duration::from_secs(u64::from(jitter)), some(life))
 }
 

@@ -230,7 +230,7 @@ fn check_addresses(
 fn times(table: &mut Table<'_, '_>) -> (Option<Duration>, Duration, Duration) {
     let rekey = table.or("rekey_s", 14_400_u32);
     let jitter = table.or("rekey_jitter_s", rekey / 10);
-    let over_time = table.or("over_time_s", rekey / 10);
+    let over_time = table.or("over_time_s", rekey.div_ceil(10));
     if jitter > rekey {
         table.error(table.span.clone(), "rekey_jitter_s", "above `rekey_s`, from which it is taken off");
     }

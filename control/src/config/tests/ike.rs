@@ -111,6 +111,19 @@ remote_net = ["10.2.0.0/24"]
 start = "start"
 "#;
 
+/// Short times leave room for the rekey as well: a tenth more, and never nothing.
+#[test]
+fn ike_1_defaults_of_short_times_leave_room() {
+    for (rekey, more) in [(1, 1), (9, 1), (10, 1), (11, 2), (3600, 360)] {
+        let text = CONNECTION
+            .replace("[[connection.child]]", &format!("rekey_s = {rekey}\n[[connection.child]]"))
+            .replace("start = \"start\"", &format!("rekey_s = {rekey}"));
+        let connection = &read(&text).unwrap().ike.connections[0].ike;
+        assert_eq!(connection.over_time, Duration::from_secs(more));
+        assert_eq!(connection.children[0].life, Some(Duration::from_secs(rekey + more)));
+    }
+}
+
 #[test]
 fn ops_2_every_key_of_ike_is_read() {
     let text = EVERYTHING.replace(
