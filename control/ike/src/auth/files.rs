@@ -12,6 +12,9 @@ use super::signature::{KeyFormatError, KeyKind, SigningKey};
 /// Most certificates or CRLs of one file.
 const COUNT_LIMIT: usize = 256;
 
+/// Longest label that is shown.
+const LABEL_LIMIT: usize = 64;
+
 /// What is wrong with a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FileError {
@@ -173,10 +176,14 @@ fn lacks(contents: &[u8], wanted: &'static str) -> FileError {
     for line in contents.split(|byte| *byte == b'\n') {
         let label =
             line.trim_ascii().strip_prefix(b"-----BEGIN ").and_then(|line| line.strip_suffix(b"-----"));
+        // RFC 7468 section 3: a label is printable ASCII. Anything else only looks like one, and is not for a terminal.
         if let Some(label) = label
             && labels.len() < 4
+            && label.len() <= LABEL_LIMIT
+            && let Ok(label) = core::str::from_utf8(label)
+            && label.bytes().all(|byte| matches!(byte, b' '..=b'~'))
         {
-            labels.push(String::from_utf8_lossy(label).into_owned());
+            labels.push(label.to_owned());
         }
     }
     let found = if contents.is_empty() {
