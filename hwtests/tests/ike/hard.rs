@@ -19,10 +19,10 @@ fn short_or_long<T>(short: T, long: T) -> T {
     if std::env::var_os("POSTERN_LONG").is_some() { long } else { short }
 }
 
-/// Both ends have the same, or neither has anything; how long that may take after retransmissions ran out and dead peer
-/// detection did its part.
+/// Both ends have the same, or neither has anything, once retransmissions ran out, dead peer detection did its part, and
+/// an IKE SA that stayed half-open has ended (after 30 s at either).
 fn never_half(stage: &Stage, name: &str, what: &str) -> Result<bool> {
-    wait_for(&format!("{what}: both ends or neither"), Duration::from_secs(25), || {
+    wait_for(&format!("{what}: both ends or neither"), Duration::from_secs(40), || {
         let (left, right) = (stage.left.state(name)?, stage.right.state(name)?);
         Ok(match (left, right) {
             (Some(left), Some(right)) if agree(&left, &right).is_ok() => Some(true),
@@ -69,7 +69,7 @@ pub fn impaired(left: &Make, right: &Make) -> Result<()> {
                 never_half(stage, "lossy", "rekey of the IKE SA")?;
             }
             stage.initiator(from_left).terminate("lossy")?;
-            wait_for("both ends without IKE SA", Duration::from_secs(25), || {
+            wait_for("both ends without IKE SA", Duration::from_secs(40), || {
                 Ok((stage.left.sas()? == 0 && stage.right.sas()? == 0).then_some(()))
             })?;
         }

@@ -4,7 +4,10 @@
 //! scenario's fault.
 
 mod alone;
+mod bad;
 mod hard;
+mod keylog;
+mod more;
 mod negotiate;
 mod rekey;
 mod roam;

@@ -146,3 +146,9 @@ fn ike_1_simultaneous_rekeys() -> Result<()> {
     }
     both_sides(&postern(), &postern())
 }
+
+/// IKE-1: rekeys ahead of limits.
+#[test]
+fn ike_1_rekeys_by_limits() -> Result<()> {
+    by_limits(&postern(), &swan(Version::V6))
+}

@@ -4,13 +4,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use postern_hwtests::config::ike::{Connection, Credential, Link, Pool};
+use postern_hwtests::config::Config;
+use postern_hwtests::config::ike::{Connection, Credential, Ike, Link, Pool};
 use postern_hwtests::party::Make;
 use postern_hwtests::peer::{Options, Version};
 use postern_hwtests::pki::{Authority, Key};
 use postern_hwtests::process::wait_for;
-use postern_hwtests::stage::{Stage, postern};
-use postern_hwtests::topology::roaming;
+use postern_hwtests::stage::{Stage, postern, swan};
+use postern_hwtests::topology::{host_config, roaming};
 use postern_hwtests::traffic::{Ping, Stream};
 
 /// Where clients' addresses come from.
@@ -130,6 +131,12 @@ pub fn swan_client(version: Version) -> Make {
     Make::Swan(Options { virtual_address: true, ..Options::new(version) })
 }
 
+/// Postern as a client on a laptop: its own traffic, a TUN device and sockets.
+fn postern_client() -> Make {
+    let config = Config { ike: Some(Ike::fast()), ..host_config(vec![]) };
+    Make::Postern(Box::new(config))
+}
+
 /// IKE-3, IKE-7: EAP-MSCHAPv2 with a virtual address behind a NAT, Postern as the gateway.
 #[test]
 fn ike_3_road_warriors_come() -> Result<()> {
@@ -139,11 +146,29 @@ fn ike_3_road_warriors_come() -> Result<()> {
     Ok(())
 }
 
+/// The same with Postern as the client.
+#[test]
+fn ike_3_as_road_warrior() -> Result<()> {
+    for version in Version::ALL {
+        road_warrior(&postern_client(), &swan(version)).context(version.name())?;
+    }
+    Ok(())
+}
+
 /// MOB-1: strongSwan moves, Postern is the gateway (RFC 4555).
 #[test]
 fn mob_1_clients_move() -> Result<()> {
     for version in Version::ALL {
         moves(&swan_client(version), &postern()).context(version.name())?;
+    }
+    Ok(())
+}
+
+/// MOB-1: Postern moves, strongSwan is the gateway.
+#[test]
+fn mob_1_moves() -> Result<()> {
+    for version in Version::ALL {
+        moves(&postern_client(), &swan(version)).context(version.name())?;
     }
     Ok(())
 }
