@@ -250,6 +250,8 @@ fn ike_8_bad_datagrams() -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(300));
         ensure!(count(node, &labels)? > before, "no counter tells of old messages");
+        // The segment has learned from the forged frames that strongSwan is behind the tap.
+        drop(tap);
         // Nothing of this mattered.
         ensure!(stage.agreed("bad")? == settled, "an old or forged message changed something");
         stage.carry()?;
