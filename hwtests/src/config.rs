@@ -52,6 +52,9 @@ pub struct Datapath {
     pub start: bool,
     /// Processors of the workers.
     pub cores: Vec<u16>,
+    /// Most SAs, of both directions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sa_slots: Option<u32>,
     /// `[[datapath.interface]]`.
     #[serde(rename = "interface")]
     pub interfaces: Vec<Interface>,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use postern_hwtests::load::Plan;
+use postern_hwtests::load::compare::{compare, cpu, resident};
 use postern_hwtests::load::udp::{Crowd, Task};
 
 /// Brings up many IKE SAs with a CHILD_SA each at one gateway and reports handshakes a second, set-up times and the
@@ -19,8 +20,18 @@ use postern_hwtests::load::udp::{Crowd, Task};
 #[command(name = "postern-ike-load")]
 struct Arguments {
     /// Address of the gateway.
+    #[arg(long, required_unless_present = "compare")]
+    target: Option<IpAddr>,
+    /// Make namespaces with Postern and then with strongSwan as the gateway, and bring --count clients up at the first and
+    /// --fewer at the second, by X25519, P-256 and MODP-2048 (or those of --groups). Needs root.
     #[arg(long)]
-    target: IpAddr,
+    compare: bool,
+    /// With --compare: clients at strongSwan.
+    #[arg(long, default_value_t = 2000)]
+    fewer: u32,
+    /// With --compare: key exchanges.
+    #[arg(long, value_delimiter = ',', default_value = "x25519,ecp256,modp2048")]
+    groups: Vec<String>,
     /// Address of the first client; the others have those after it.
     #[arg(long, default_value = "10.128.0.1")]
     local: Ipv4Addr,
@@ -53,31 +64,16 @@ struct Arguments {
     limit: u64,
 }
 
-/// Clock ticks of user and system time in `/proc`; the kernel shows 100 of them a second on every architecture.
-const TICKS_A_SECOND: f64 = 100.0;
-
-/// CPU time that a process has used, in seconds.
-fn cpu(pid: u32) -> Result<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
-        .with_context(|| format!("there is no process {pid}"))?;
-    // The second field is the name in parentheses, which may hold anything.
-    let (_, fields) = stat.rsplit_once(')').context("/proc has another format")?;
-    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u32>);
-    let ticks = ticks.sum::<Result<u32, _>>()?;
-    Ok(f64::from(ticks) / TICKS_A_SECOND)
-}
-
-/// Resident set of a process, in KiB.
-fn resident(pid: u32) -> Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
-}
-
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if arguments.compare {
+        let groups: Vec<&str> = arguments.groups.iter().map(String::as_str).collect();
+        compare(&groups, arguments.count, arguments.fewer, arguments.in_flight.max(1))?;
+        return Ok(());
+    }
+    let target = arguments.target.context("--target is missing")?;
     let ike = format!("{}-{}", arguments.ike, arguments.group);
-    let plan = Plan::new(arguments.target, &arguments.network, &ike, &arguments.esp, &arguments.psk)?;
+    let plan = Plan::new(target, &arguments.network, &ike, &arguments.esp, &arguments.psk)?;
     let task = Task {
         first: arguments.local,
         count: arguments.count,

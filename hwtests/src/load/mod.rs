@@ -4,6 +4,7 @@
 //! Each client is an [`Endpoint`] with an address and an identity of its own (`client7@load`), so that a gateway sees what
 //! it sees in life, and neither its limits per source nor its rule of one IKE SA a peer get in the way.
 
+pub mod compare;
 pub mod udp;
 
 use std::net::{IpAddr, Ipv4Addr};
