@@ -44,11 +44,19 @@ fn ike_9_tshark_decrypts() -> Result<()> {
                 "{opened} of {encrypted} IKE messages were opened"
             );
             ensure!(!table("isakmp.auth.data")?.is_empty(), "no AUTH payload is shown");
-            let (all, good) = (table("esp")?.len(), table("esp && (icmp || tcp)")?.len());
+            // Errors of the peer's kernel (it hears raw ESP too) quote a part of a packet, whose ICV says nothing.
+            let packets = |filter: &str| -> Result<usize> {
+                let rows = fields_with_tables(&file, &keys, filter, &["ip.proto"])?;
+                let outer = |row: &&Vec<String>| row.first().is_some_and(|all| !all.starts_with("1,"));
+                Ok(rows.iter().filter(outer).count())
+            };
+            let (all, good) = (packets("esp")?, packets("esp && (icmp || tcp)")?);
             ensure!(all > 10 && good == all, "{good} of {all} ESP packets were opened");
-            let columns = ["frame.number", "ip.src", "esp.spi", "esp.sequence", "ip.len"];
-            let wrong = fields_with_tables(&file, &keys, "esp.icv_bad == 1", &columns)?;
-            ensure!(wrong.is_empty(), "of {all} ESP packets some have wrong ICVs: {wrong:?}");
+            let (right, wrong) = (packets("esp.icv_good == 1")?, packets("esp.icv_bad == 1")?);
+            ensure!(
+                right == all && wrong == 0,
+                "of {all} ESP packets {right} have right ICVs and {wrong} wrong ones"
+            );
             ensure!(stage.left.log_text().contains("keys are written to"), "no warning in the log");
             Ok(())
         })?;
