@@ -27,7 +27,7 @@ struct Arguments {
     #[arg(long)]
     compare: bool,
     /// With --compare: clients at strongSwan.
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 300)]
     fewer: u32,
     /// With --compare: key exchanges.
     #[arg(long, value_delimiter = ',', default_value = "x25519,ecp256,modp2048")]
