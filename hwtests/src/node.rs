@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -43,17 +43,7 @@ impl Node {
 
     /// Starts control (again) and waits for it.
     pub fn start_control(&mut self) -> Result<()> {
-        let namespace = Netns::existing(&self.namespace)?;
-        let mut command = namespace.command(binary("postern-control")?);
-        command
-            .arg("--config")
-            .arg(self.dir.join("postern.toml"))
-            .env("RUST_BACKTRACE", "1")
-            .env("NO_COLOR", "1");
-        if self.keylog {
-            command.arg("--allow-keylog");
-        }
-        self.control = Some(Background::start(&mut command, &self.log_file())?);
+        self.launch_control()?;
         let ready = wait_for(&format!("{} to be ready", self.name), Duration::from_secs(10), || {
             if !self.control.as_mut().is_some_and(Background::runs) {
                 return Ok(Some(false));
@@ -65,6 +55,22 @@ impl Node {
             Ok(false) => bail!("{}: postern-control ended\n{}", self.name, self.log()),
             Err(error) => Err(error.context(self.log())),
         }
+    }
+
+    /// Starts control (again) and does not wait: the datapath may have what control knows nothing of.
+    pub fn launch_control(&mut self) -> Result<()> {
+        let namespace = Netns::existing(&self.namespace)?;
+        let mut command = namespace.command(binary("postern-control")?);
+        command
+            .arg("--config")
+            .arg(self.dir.join("postern.toml"))
+            .env("RUST_BACKTRACE", "1")
+            .env("NO_COLOR", "1");
+        if self.keylog {
+            command.arg("--allow-keylog");
+        }
+        self.control = Some(Background::start(&mut command, &self.log_file())?);
+        Ok(())
     }
 
     /// Writes another configuration and has it read; ports, workers and sockets stay as they are.
@@ -165,6 +171,13 @@ impl Node {
     pub fn kill_control(&mut self) -> Result<()> {
         let mut control = self.control.take().context("control does not run")?;
         control.kill()
+    }
+
+    /// SIGTERM to control; the datapath goes on.
+    pub fn end_control(&mut self) -> Result<()> {
+        let mut control = self.control.take().context("control does not run")?;
+        ensure!(control.end(Signal::TERM, Duration::from_secs(5)), "control did not end");
+        Ok(())
     }
 
     /// SIGKILL to the datapath; control starts another. Gives the process id of the killed one.

@@ -180,6 +180,21 @@ impl Party {
         }
     }
 
+    /// SIGKILL to all of it, as by a loss of power: nobody is told anything.
+    pub fn crash(&mut self) -> Result<()> {
+        match self {
+            Self::Postern { node, .. } => {
+                // Control first: it would start another datapath.
+                node.kill_control()?;
+                let datapath = node.kill_datapath()?;
+                wait_for("the end of the datapath", Duration::from_secs(5), || {
+                    Ok((!crate::process::is_alive(datapath)).then_some(()))
+                })
+            }
+            Self::Swan(peer) => peer.crash(),
+        }
+    }
+
     /// Its log as it stands in the file.
     pub fn log_text(&self) -> String {
         match self {

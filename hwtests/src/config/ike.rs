@@ -216,6 +216,9 @@ pub struct Connection {
     /// `replace`, `keep` or `never`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unique: Option<&'static str>,
+    /// Postern only: what happens after a reset of this end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reset: Option<&'static str>,
     /// Names of pools for clients.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<String>,

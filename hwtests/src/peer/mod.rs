@@ -179,6 +179,11 @@ impl Peer {
         self.daemon.take().map_or(Ok(()), |mut daemon| daemon.kill())
     }
 
+    /// The same, to be replaced by another one with the same files.
+    pub fn crash(&mut self) -> Result<()> {
+        self.daemon.take().map_or(Ok(()), |mut daemon| daemon.kill())
+    }
+
     /// Its log, for people.
     pub fn log(&self) -> String {
         let stdout = std::fs::read_to_string(self.dir.join("stdout")).unwrap_or_default();

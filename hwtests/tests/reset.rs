@@ -1,0 +1,264 @@
+//! Resets on the wire (RST-4 to RST-7, RST-10): everything of Postern is killed at once and started again. The survivor is
+//! an unmodified strongSwan, and does not look for dead peers: it learns what it learns from the Delete.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use postern_hwtests::config::ike::{Connection, Credential, Link, Pool};
+use postern_hwtests::party::{Make, Party};
+use postern_hwtests::peer::Version;
+use postern_hwtests::process::wait_for;
+use postern_hwtests::stage::{Stage, postern, swan};
+use postern_hwtests::topology::Topology;
+use postern_hwtests::traffic::{Ping, Stream};
+use serde_json::Value;
+
+const NAME: &str = "site";
+
+/// Between the power failure and the next start.
+const DARK: Duration = Duration::from_secs(1);
+
+/// What one reset cost.
+struct Outage {
+    what: String,
+    /// From the start of Postern to the first Delete on the wire.
+    delete: Option<Duration>,
+    /// From the start to the peer's answer.
+    answer: Option<Duration>,
+    /// From the start until traffic flows again.
+    traffic: Duration,
+}
+
+fn print(rows: &[Outage]) {
+    let millis = |time: Option<Duration>| {
+        time.map_or("-".to_owned(), |time| format!("{:.1}", time.as_secs_f64() * 1e3))
+    };
+    println!(
+        "{:44} {:>12} {:>12} {:>12}",
+        "ms after the start of the reset side", "Delete sent", "answered", "traffic"
+    );
+    for Outage { what, delete, answer, traffic } in rows {
+        println!("{what:44} {:>12} {:>12} {:>12}", millis(*delete), millis(*answer), millis(Some(*traffic)));
+    }
+}
+
+fn microseconds(report: &Value, key: &str) -> Option<Duration> {
+    report.pointer(&format!("/burst/{key}"))?.as_u64().map(Duration::from_micros)
+}
+
+/// Both views of the connection: who survives begins anew when its child is closed.
+fn views(stage: &Stage) -> (Connection, Connection) {
+    let link = stage.link(NAME);
+    let (mut near, mut far) = (link.left(), link.right());
+    (near.dpd_s, far.dpd_s) = (0, 0);
+    if let Some(child) = far.child() {
+        child.on_close = Some("start");
+    }
+    (near, far)
+}
+
+/// The left party loses everything and comes back.
+fn crash_and_restart(stage: &mut Stage, make: &Make, dark: Duration) -> Result<Instant> {
+    stage.left.crash()?;
+    std::thread::sleep(dark);
+    let again = Instant::now();
+    match &mut stage.left {
+        Party::Postern { node, .. } => node.start_control()?,
+        Party::Swan(_) => {
+            let topology: &Topology = stage.topology();
+            stage.left = Party::start(make, topology.ns("g1")?, "left", topology.dir())?;
+        }
+    }
+    Ok(again)
+}
+
+/// From the start until traffic of the survivor arrives again.
+fn outage(
+    stage: &mut Stage,
+    make: &Make,
+    after: impl FnOnce(&Stage) -> Result<()>,
+) -> Result<(Duration, Duration)> {
+    let (h1, near, h2, _) = stage.hosts()?;
+    let stream = Stream::start(h2, h1, near, 500, 100)?;
+    std::thread::sleep(Duration::from_millis(500));
+    let killed = Instant::now();
+    let again = crash_and_restart(stage, make, DARK)?;
+    after(stage)?;
+    wait_for("traffic again", Duration::from_mins(1), || {
+        let (h1, _, _, far) = stage.hosts()?;
+        let (pings, _) = Ping { count: 1, ..Ping::default() }.run(h1, far)?;
+        Ok((pings.received == 1).then_some(()))
+    })
+    .with_context(|| stage.report())?;
+    std::thread::sleep(Duration::from_millis(300));
+    let gap = stream.finish()?.longest_gap;
+    let dark = again.duration_since(killed);
+    Ok((gap.saturating_sub(dark), dark))
+}
+
+/// RST-5, RST-6: against both versions, on 500 and on 4500, with either side as the initiator and both kinds of record.
+#[test]
+fn rst_6_strongswan_survives() -> Result<()> {
+    let mut rows = Vec::new();
+    for (version, from_left, kind) in [
+        (Version::V6, false, "delete"),
+        (Version::V6, true, "prebuilt"),
+        (Version::V5, false, "prebuilt"),
+        (Version::V5, true, "delete"),
+    ] {
+        let make = postern();
+        let mut stage = Stage::pair(&make, &swan(version))?;
+        let (mut near, far) = views(&stage);
+        near.reset = Some(kind);
+        stage.left.load(vec![near], vec![])?;
+        stage.right.load(vec![far], vec![])?;
+        let before = stage.establish(NAME, from_left)?;
+        stage.carry()?;
+        let lines = stage.right.log_text().len();
+        let mut report = Value::Null;
+        let (traffic, _) = outage(&mut stage, &make, |stage| {
+            let node = stage.left.node()?;
+            report = wait_for("the peer to be told", Duration::from_secs(10), || {
+                let report = node.json(&["recover"])?;
+                Ok((report.pointer("/burst/done") == Some(&Value::Bool(true))).then_some(report))
+            })?;
+            Ok(())
+        })
+        .with_context(|| stage.report())?;
+        let port = if before.encap { 4500 } else { 500 };
+        stage.check(|stage| {
+            let log = stage.right.log_text();
+            let log = log.get(lines..).unwrap_or_default();
+            ensure!(log.contains("received DELETE for IKE_SA"), "the survivor has seen no Delete");
+            ensure!(report.pointer("/cause") == Some(&Value::from("crashed")), "{report}");
+            ensure!(report.pointer("/burst/told") == Some(&Value::from(1)), "{report}");
+            let after = stage.agreed(NAME)?;
+            ensure!(after.ike != before.ike, "the IKE SA is the same");
+            // Nothing of the old one is left, at either end.
+            ensure!(stage.left.sas()? == 1 && stage.right.sas()? == 1);
+            let backup = stage.left.node()?.json(&["snapshot"])?;
+            ensure!(backup.pointer("/backup/records") == Some(&Value::from(1)), "{backup}");
+            stage.carry()
+        })?;
+        rows.push(Outage {
+            what: format!("Postern, {kind}, survivor {} on {port}", version.name()),
+            delete: microseconds(&report, "first_message_us"),
+            answer: microseconds(&report, "last_answer_us"),
+            traffic,
+        });
+    }
+    rows.push(between_strongswans()?);
+    print(&rows);
+    for row in rows.iter().filter(|row| row.delete.is_some()) {
+        ensure!(row.delete < Some(Duration::from_millis(250)), "{}: the Delete came late", row.what);
+        ensure!(row.traffic < Duration::from_secs(4), "{}: traffic came back late", row.what);
+    }
+    Ok(())
+}
+
+/// What others do: the survivor finds out by dead peer detection, here every 5 s and with fast retransmission.
+fn between_strongswans() -> Result<Outage> {
+    let make = swan(Version::V6);
+    let mut stage = Stage::pair(&make, &swan(Version::V6))?;
+    let (near, mut far) = views(&stage);
+    far.dpd_s = 5;
+    if let Some(child) = far.child() {
+        child.on_dpd = Some("start");
+    }
+    stage.left.load(vec![near.clone()], vec![])?;
+    stage.right.load(vec![far], vec![])?;
+    stage.establish(NAME, false)?;
+    stage.carry()?;
+    let (traffic, _) = outage(&mut stage, &make, |stage| stage.left.load(vec![near], vec![]))?;
+    Ok(Outage {
+        what: "strongSwan, survivor strongSwan, DPD 5 s".to_owned(),
+        delete: None,
+        answer: None,
+        traffic,
+    })
+}
+
+/// RST-10: a client behind a NAT is told where it was last seen, and comes back.
+#[test]
+fn rst_10_behind_nat() -> Result<()> {
+    let make = postern();
+    let mut client = postern_hwtests::peer::Options::new(Version::V6);
+    client.virtual_address = true;
+    let mut stage = Stage::roam(&Make::Swan(client), &make)?;
+    let link = Link {
+        nets: ("dynamic".to_owned(), "10.2.0.0/24".to_owned()),
+        auth: (Credential::psk("left.example"), Credential::psk("right.example")),
+        ..stage.link(NAME)
+    };
+    let (mut near, mut far) = (link.left(), link.right());
+    near.local.clear();
+    near.request_address = vec!["v4"];
+    near.dpd_s = 0;
+    if let Some(child) = near.child() {
+        child.on_close = Some("start");
+    }
+    far.remote = None;
+    far.dpd_s = 0;
+    far.pools = vec!["pool".to_owned()];
+    let pools = vec![Pool { name: "pool".to_owned(), range: "10.99.0.10-10.99.0.250".to_owned() }];
+    stage.right.load(vec![far], pools)?;
+    stage.left.load(vec![near], vec![])?;
+    let before = stage.establish(NAME, true).with_context(|| stage.report())?;
+    ensure!(before.encap, "no UDP encapsulation behind a NAT");
+    stage.right.crash()?;
+    std::thread::sleep(DARK);
+    let again = Instant::now();
+    stage.right.node_mut()?.start_control()?;
+    stage.check(|stage| {
+        let after = stage.agreed_where(NAME, "the client is back", |state| state.ike != before.ike)?;
+        println!("behind a NAT: the client is back {:?} after the start", again.elapsed());
+        ensure!(after.encap);
+        let report = stage.right.node()?.json(&["recover"])?;
+        ensure!(report.pointer("/burst/told") == Some(&Value::from(1)), "{report}");
+        let (client, _, _, far) = stage.hosts()?;
+        Ping::default().all(client, far)
+    })
+}
+
+/// RST-4, DP-7: control alone is killed or restarted: the datapath forwards, nobody is told that anything is gone, and no
+/// packet is lost.
+#[test]
+fn rst_4_control_restarts() -> Result<()> {
+    let mut stage = Stage::pair(&postern(), &swan(Version::V6))?;
+    let (mut near, far) = views(&stage);
+    // With a known peer control begins anew at once, and the peer drops what it had before the new SA is installed here.
+    near.remote = None;
+    near.remote_nets = vec!["192.0.2.0/24".to_owned()];
+    stage.left.load(vec![near], vec![])?;
+    stage.right.load(vec![far], vec![])?;
+    stage.establish(NAME, false)?;
+    stage.carry()?;
+    let lines = stage.right.log_text().len();
+    for (how, cause) in [("killed", "control_died"), ("told to end", "restarted")] {
+        let (h1, near, h2, far) = stage.hosts()?;
+        let forth = Stream::start(h1, h2, far, 500, 100)?;
+        let back = Stream::start(h2, h1, near, 500, 100)?;
+        std::thread::sleep(Duration::from_millis(300));
+        let node = stage.left.node_mut()?;
+        if how == "killed" {
+            node.kill_control()?;
+        } else {
+            node.end_control()?;
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        node.launch_control()?;
+        std::thread::sleep(Duration::from_secs(2));
+        let (forth, back) = (forth.finish()?, back.finish()?);
+        let report = stage.left.node()?.json(&["recover"])?;
+        stage.check(|stage| {
+            ensure!(report.pointer("/cause") == Some(&Value::from(cause)), "{how}: {report}");
+            ensure!(report.get("burst").is_none(), "{how}: {report}");
+            ensure!(forth.lost() == 0 && back.lost() == 0, "{how}: {forth:?}, {back:?}");
+            let log = stage.right.log_text();
+            let log = log.get(lines..).unwrap_or_default();
+            ensure!(!log.contains("received DELETE for IKE_SA"), "{how}: the peer was told to delete");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
