@@ -15,6 +15,7 @@ pub mod desired;
 mod digest;
 pub mod ike;
 pub mod metrics;
+pub mod nvram;
 pub mod recovery;
 pub mod show;
 pub mod state;

@@ -4,12 +4,14 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use clap::{Parser, Subcommand};
 use postern_control::admin::{Answer, CallError, FailureKind, Request, call, converse};
 use postern_control::check::{self, Level};
 use postern_control::config::{self, ConfigError};
 use postern_control::ike::api::{IkeEvent, Target};
+use postern_control::nvram::{self, KeyCommand, Outcome, Refusal, SnapshotCommand};
 use postern_control::show;
 use serde::Serialize;
 
@@ -98,11 +100,17 @@ enum Command {
         watch: bool,
     },
     /// The backup of IKE SAs for the time after a reset: how many, how large, how old
+    #[command(args_conflicts_with_subcommands = true)]
     Snapshot {
         /// Write it anew now
         #[arg(long)]
         now: bool,
+        #[command(subcommand)]
+        file: Option<SnapshotCommand>,
     },
+    /// The keys that the backup of IKE SAs is encrypted with; needs no running daemon
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Read the configuration file again; what did not change is not touched
     Reload {
         /// Only say what would change
@@ -219,11 +227,13 @@ fn main() -> ExitCode {
         Command::Log { follow, connection, lines } => {
             ask(&socket, json, &Request::Log { backlog: lines, follow, connection })
         }
-        Command::Recover { watch: false } | Command::Snapshot { now: false } => {
+        Command::Snapshot { file: Some(file), .. } => tell(nvram::snapshot(&file, SystemTime::now()), json),
+        Command::Key(command) => tell(nvram::key(&command), json),
+        Command::Recover { watch: false } | Command::Snapshot { now: false, .. } => {
             ask(&socket, json, &Request::Recovery)
         }
         Command::Recover { watch: true } => watch_recovery(&socket, json),
-        Command::Snapshot { now: true } => ask(&socket, json, &Request::Snapshot),
+        Command::Snapshot { now: true, .. } => ask(&socket, json, &Request::Snapshot),
         Command::Reload { dry_run } => ask(&socket, json, &Request::Reload { dry_run }),
         Command::Shutdown { datapath } => ask(&socket, json, &Request::Shutdown { datapath }),
         Command::Check { config } => preflight(config.as_deref(), json),
@@ -340,13 +350,39 @@ fn preflight(file: Option<&Path>, json: bool) -> u8 {
         Err(error) => return bad_file(&error, json),
     };
     let own = std::env::current_exe().unwrap_or_default();
-    let findings = check::run(&config.datapath, config.control.datapath_program.as_deref(), &own);
+    let mut findings = check::run(&config.datapath, config.control.datapath_program.as_deref(), &own);
+    if config.recovery.enabled {
+        let beside = || config.control.state.join("recovery");
+        findings.extend(nvram::check(&config.recovery.directory.clone().unwrap_or_else(beside)));
+    }
     if json {
         print_json(&findings);
     } else {
         print(&check::show(&findings));
     }
     if check::worst(&findings) == Level::Fail { FAILED } else { 0 }
+}
+
+/// Prints what a command of the backup did or found.
+fn tell(outcome: Result<Outcome, Refusal>, json: bool) -> u8 {
+    match outcome {
+        Ok(outcome) => {
+            if json {
+                print_json(&outcome.json);
+            } else {
+                print(&outcome.text);
+            }
+            if outcome.good { 0 } else { FAILED }
+        }
+        Err(refusal) => {
+            if json {
+                print_json(&serde_json::json!({ "error": refusal.to_string() }));
+            } else {
+                eprintln!("postern: {refusal}");
+            }
+            FAILED
+        }
+    }
 }
 
 fn check_file(file: &Path, json: bool) -> u8 {
