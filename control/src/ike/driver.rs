@@ -302,9 +302,14 @@ impl Driver {
         self.connections().find(|connection| *connection.name == *name)
     }
 
+    /// Whether there is anything to receive messages for.
+    fn is_served(&self) -> bool {
+        !self.config.connections.is_empty() || self.memory.is_telling()
+    }
+
     /// Opens the sockets, once there is a connection to serve or a port to share.
     fn listen(&mut self) {
-        let needed = !self.config.connections.is_empty() || self.memory.is_telling();
+        let needed = self.is_served();
         if self.sockets.is_some() || !(needed || self.shares_natt) {
             return;
         }
@@ -515,10 +520,11 @@ impl Driver {
     }
 
     fn receive(&mut self, index: usize, buffer: &mut [u8]) {
+        let served = self.is_served();
         for _ in 0..BATCH {
             let Some(sockets) = &mut self.sockets else { return };
             match sockets.receive(index, buffer) {
-                Received::Message(..) if self.config.connections.is_empty() => {}
+                Received::Message(..) if !served => {}
                 Received::Message(path, message) => {
                     let now = now_is();
                     let source = path.remote.ip();
