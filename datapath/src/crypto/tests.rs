@@ -65,7 +65,12 @@ fn bytes(len: usize) -> Vec<u8> {
 /// DP-3: every suite gives the answer of another implementation.
 #[test]
 fn dp_3_self_test_passes() {
-    assert_eq!(engine().name(), "ring");
+    let name = engine().name();
+    match crate::testbed::backend() {
+        // What that is depends on the processor.
+        Backend::Auto => assert!(["vaes512", "vaes256", "ring"].contains(&name), "{name}"),
+        wanted => assert_eq!(name, wanted.name()),
+    }
 }
 
 /// DP-3: what RFC 4303 section 2.4 and the transforms' RFCs say of lengths.
