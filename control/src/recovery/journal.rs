@@ -11,13 +11,14 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use postern_ike::output::SaId;
-use postern_nvram::{Change, Checkpoint, Key, NoCounter, Options, PublicKey, Store, StoreError};
+use postern_nvram::{Change, Checkpoint, Key, Options, PublicKey, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc as channel, oneshot};
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use super::histogram::Histogram;
+use super::keys::Access;
 
 /// What it is opened with.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct Opening {
     pub checkpoint: Duration,
     /// Whom records are encrypted for.
     pub recipient: PublicKey,
+    /// Whether a counter guards it.
+    pub access: Access,
     /// Records of the process before that are still of use.
     pub carried: Vec<(Key, Zeroizing<Vec<u8>>)>,
 }
@@ -179,9 +182,9 @@ impl Worker {
     /// Opens the store, puts in what is carried over, and removes the older generations.
     fn open(&mut self) {
         self.next = Instant::now() + AGAIN;
-        let Opening { directory, checkpoint, recipient, carried } = &self.opening;
+        let Opening { directory, checkpoint, recipient, access, carried } = &self.opening;
         let options = Options { checkpoint: *checkpoint, ..Options::new(directory) };
-        let opened = Store::open(options, recipient, Box::new(NoCounter)).and_then(|mut store| {
+        let opened = Store::open(options, recipient, access.counter()).and_then(|mut store| {
             let puts: Vec<Change> = carried
                 .iter()
                 .map(|(key, record)| Change::Put { key: Key(key.0), record: record.clone() })
@@ -266,7 +269,7 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
-    use postern_nvram::{Backup, SealedFile};
+    use postern_nvram::{Backup, NoCounter, SealedFile};
 
     use super::super::keys;
     use super::*;
@@ -277,11 +280,12 @@ mod tests {
     fn rst_1_durable_when_told() {
         let dir = std::env::temp_dir().join(format!("postern-journal-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
-        let (recipient, private) = keys::prepare(&dir).unwrap();
+        let (recipient, private) = keys::prepare(&dir, &Access::default()).unwrap();
         let open = |carried| Opening {
             directory: dir.join("store"),
             checkpoint: Duration::from_mins(5),
             recipient: recipient.clone(),
+            access: Access::default(),
             carried,
         };
         let holder = SealedFile { path: private, passphrase_file: None };

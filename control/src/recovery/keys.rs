@@ -6,12 +6,54 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use postern_nvram::{KeyError, KeyRing, KeyText, PublicKey, SealedFile, generate};
+use postern_nvram::{
+    COUNTER_INDEX, KeyError, KeyHolder, KeyRing, KeyText, MonotonicCounter, NoCounter, Protection, PublicKey,
+    SealedFile, SystemdCredential, Tpm2Counter, generate,
+};
 use rustix::fs::{Mode, OFlags};
 
 /// Names of the files.
 const PUBLIC: &str = "public.key";
 const PRIVATE: &str = "private.key";
+
+/// How the private half is got at, where its file does not say all, and what guards the backup against roll-back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// File with the passphrase that the private half is kept under.
+    pub passphrase_file: Option<PathBuf>,
+    /// The private half is the systemd credential of this name, in place of a file.
+    pub credential: Option<String>,
+    /// Where the TPM is, in the words of tpm2-tools; `None`: where these find it.
+    pub tcti: Option<String>,
+    /// The TPM counts generations, so that an older backup that was put back is refused.
+    pub tpm_counter: bool,
+}
+
+impl Access {
+    /// What gives the private half out. `private` says itself how it is kept.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no key.
+    pub fn holder(&self, private: &Path) -> Result<Box<dyn KeyHolder>, KeyError> {
+        match &self.credential {
+            Some(name) => Ok(Box::new(SystemdCredential::new(name.as_str()))),
+            None => Ok(Protection::of(private)?.holder(
+                private,
+                self.passphrase_file.as_deref(),
+                self.tcti.as_deref(),
+            )),
+        }
+    }
+
+    /// What guards against roll-back.
+    pub fn counter(&self) -> Box<dyn MonotonicCounter> {
+        if self.tpm_counter {
+            Box::new(Tpm2Counter { index: COUNTER_INDEX, tcti: self.tcti.clone() })
+        } else {
+            Box::new(NoCounter)
+        }
+    }
+}
 
 /// Why there are no keys.
 #[derive(Debug, thiserror::Error)]
@@ -32,13 +74,18 @@ pub enum KeysError {
         /// Why.
         error: KeyText,
     },
+    /// A credential is to hold the private half, and there is no public one.
+    #[error(
+        "{0} is not there, and the private half is to be a credential: make both with `postern key init`"
+    )]
+    NoPublic(PathBuf),
     /// The private half cannot be kept.
     #[error(transparent)]
     Holder(#[from] KeyError),
 }
 
 /// The public half and where the private half is; made if there is none.
-pub fn prepare(directory: &Path) -> Result<(PublicKey, PathBuf), KeysError> {
+pub fn prepare(directory: &Path, access: &Access) -> Result<(PublicKey, PathBuf), KeysError> {
     let (public, private) = (directory.join(PUBLIC), directory.join(PRIVATE));
     let failed = |error| KeysError::Io { path: public.clone(), error };
     match fs::read_to_string(&public) {
@@ -46,6 +93,9 @@ pub fn prepare(directory: &Path) -> Result<(PublicKey, PathBuf), KeysError> {
             let key = PublicKey::from_text(text.trim());
             let key = key.map_err(|error| KeysError::Text { path: public.clone(), error })?;
             Ok((key, private))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && access.credential.is_some() => {
+            Err(KeysError::NoPublic(public))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
@@ -64,4 +114,34 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::File::from(file);
     io::Write::write_all(&mut file, bytes)?;
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RST-3: a private half that was put under a passphrase after it was made is got at with the passphrase alone; where a
+    /// credential is to hold it, none is made.
+    #[test]
+    fn rst_3_access() {
+        let dir = tempfile::tempdir().unwrap();
+        let (public, private) = prepare(dir.path(), &Access::default()).unwrap();
+        let ring = Access::default().holder(&private).unwrap().unseal().unwrap();
+
+        let passphrase = dir.path().join("passphrase");
+        write_private(&passphrase, b"correct horse\n").unwrap();
+        Protection::Passphrase.write(&private, &ring, Some(&passphrase), None).unwrap();
+        let without = Access::default().holder(&private).unwrap().unseal();
+        assert!(matches!(without, Err(KeyError::NoPassphrase(_))), "{:?}", without.err());
+        let with = Access { passphrase_file: Some(passphrase.clone()), ..Access::default() };
+        assert!(with.holder(&private).unwrap().unseal().is_ok());
+        write_private(&passphrase, b"wrong horse\n").unwrap();
+        assert!(with.holder(&private).unwrap().unseal().is_err());
+        assert_eq!(prepare(dir.path(), &with).unwrap().0.to_text(), public.to_text());
+
+        let empty = tempfile::tempdir().unwrap();
+        let credential = Access { credential: Some("backup-key".to_owned()), ..Access::default() };
+        assert!(matches!(prepare(empty.path(), &credential), Err(KeysError::NoPublic(_))));
+        assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0);
+    }
 }

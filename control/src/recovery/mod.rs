@@ -21,13 +21,14 @@ use std::time::{Duration, Instant};
 
 use postern_ike::record::SavedIke;
 use postern_ike::recovery::Settings as Pace;
-use postern_nvram::{Backup, Key, NoCounter, SealedFile};
+use postern_nvram::{Backup, Key};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 pub use self::journal::{Committed, Journal, Opening, Stats};
+pub use self::keys::Access;
 pub use self::life::{Cause, Ending};
 use crate::datapath::client::Client;
 
@@ -42,11 +43,19 @@ pub struct Settings {
     pub checkpoint: Duration,
     /// How peers are told.
     pub pace: Pace,
+    /// How the private half of the keys is got at.
+    pub access: Access,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { enabled: true, directory: None, checkpoint: Duration::from_mins(5), pace: Pace::default() }
+        Self {
+            enabled: true,
+            directory: None,
+            checkpoint: Duration::from_mins(5),
+            pace: Pace::default(),
+            access: Access::default(),
+        }
     }
 }
 
@@ -155,7 +164,7 @@ pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Begi
     }
     let directory = settings.directory.clone().unwrap_or_else(|| state.join("recovery"));
     let store = directory.join("backup");
-    let (recipient, private) = match keys::prepare(&directory) {
+    let (recipient, private) = match keys::prepare(&directory, &settings.access) {
         Ok(found) => found,
         Err(error) => {
             beginning.problem(format!("no backup of IKE SAs is kept: {error}"));
@@ -164,9 +173,10 @@ pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Begi
     };
     let mut carried = Vec::new();
     if cause.is_reset() || cause.is_adoption() {
-        beginning.read(&store, private, &living.unwrap_or_default(), &mut carried);
+        beginning.read(&store, (&private, &settings.access), &living.unwrap_or_default(), &mut carried);
     }
-    let opening = Opening { directory: store, checkpoint: settings.checkpoint, recipient, carried };
+    let (checkpoint, access) = (settings.checkpoint, settings.access.clone());
+    let opening = Opening { directory: store, checkpoint, recipient, access, carried };
     match Journal::start(opening, committed) {
         Ok(journal) => beginning.journal = Some(journal),
         Err(error) => beginning.problem(format!("no backup of IKE SAs is kept: {error}")),
@@ -191,13 +201,15 @@ impl Beginning {
     fn read(
         &mut self,
         store: &Path,
-        private: PathBuf,
+        (private, access): (&Path, &Access),
         living: &HashSet<IpAddr>,
         carried: &mut Vec<(Key, Zeroizing<Vec<u8>>)>,
     ) {
         let began = Instant::now();
-        let holder = SealedFile { path: private, passphrase_file: None };
-        let backup = match Backup::read(store, &holder, &mut NoCounter) {
+        let read = access.holder(private).map_err(|error| error.to_string()).and_then(|holder| {
+            Backup::read(store, holder.as_ref(), access.counter().as_mut()).map_err(|error| error.to_string())
+        });
+        let backup = match read {
             Ok(backup) => backup,
             Err(error) => {
                 self.problem(format!("the backup of IKE SAs cannot be used: {error}"));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use nix::sys::socket::{setsockopt, sockopt};
-use postern_control::recovery::keys;
+use postern_control::recovery::{Access, keys};
 use postern_hwtests::node::{binary, write_private};
 use postern_hwtests::process::{Background, run};
 use postern_ike::crypto::sk::{Opener, Protection, Sealer};
@@ -230,7 +230,7 @@ fn build_rate(records: &[SavedIke]) -> f64 {
 /// Writes the backup as the gateway would; gives its size.
 fn store(dir: &FilePath, kind: &str, records: Vec<SavedIke>) -> Result<f64> {
     let directory = dir.join("state/recovery");
-    let (recipient, _) = keys::prepare(&directory)?;
+    let (recipient, _) = keys::prepare(&directory, &Access::default())?;
     let mut store = Store::open(Options::new(directory.join("backup")), &recipient, Box::new(NoCounter))?;
     for chunk in records.into_iter().collect::<Vec<_>>().chunks_mut(1000) {
         let mut changes = Vec::new();

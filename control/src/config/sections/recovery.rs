@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::ike::number;
 use crate::config::reader::Table;
-use crate::recovery::Settings;
+use crate::recovery::{Access, Settings};
 
 /// The section.
 pub(super) fn recovery(section: Option<Table<'_, '_>>) -> Settings {
@@ -14,6 +14,12 @@ pub(super) fn recovery(section: Option<Table<'_, '_>>) -> Settings {
     settings.enabled = table.or("enabled", settings.enabled);
     settings.directory = table.get::<PathBuf>("directory").map(|found| found.value);
     settings.checkpoint = Duration::from_secs(u64::from(number(&mut table, "checkpoint_s", 1..=65_535, 300)));
+    settings.access = Access {
+        passphrase_file: table.get::<PathBuf>("passphrase_file").map(|found| found.value),
+        credential: table.get::<String>("credential").map(|found| found.value),
+        tcti: table.get::<String>("tcti").map(|found| found.value),
+        tpm_counter: table.or("tpm_counter", false),
+    };
     let pace = &mut settings.pace;
     pace.rate = table.or("rate", pace.rate);
     pace.in_flight = table.or("in_flight", pace.in_flight).max(1);
