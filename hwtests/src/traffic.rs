@@ -27,7 +27,7 @@ pub struct Pings {
 
 /// Requests after those that count. Once a reply came, ping waits for the rest only twice the longest round trip: on a
 /// busy machine it gives up on the last one while that is still on its way.
-const STRAGGLERS: u32 = 5;
+pub const STRAGGLERS: u32 = 5;
 
 /// The number of the request that a line of ping reports the reply to.
 fn answered(line: &str) -> Option<u32> {
