@@ -12,12 +12,18 @@ use crate::netns::Netns;
 use crate::party::{Make, Party, SETTLE, Settled, agree};
 use crate::peer::{Options, Version};
 use crate::process::wait_for;
-use crate::topology::{Family, Kind, Topology, gateway_config, inside, inside_net};
+use crate::topology::{Family, Kind, Topology, gateway_config, host_config, inside, inside_net};
 use crate::traffic::{IperfServer, Ping, Stream};
 
 /// Postern as a gateway of a pair, with retransmissions as fast as the peer's.
 pub fn postern() -> Make {
     let config = Config { ike: Some(Ike::fast()), ..gateway_config(vec![]) };
+    Make::Postern(Box::new(config))
+}
+
+/// A Postern that is a host: its own traffic, a TUN device and sockets.
+pub fn host() -> Make {
+    let config = Config { ike: Some(Ike::fast()), ..host_config(vec![]) };
     Make::Postern(Box::new(config))
 }
 

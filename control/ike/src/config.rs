@@ -70,6 +70,42 @@ pub struct Connection {
     pub unique: Unique,
     /// What happens to its IKE SAs after a reset of this node.
     pub reset: Strategy,
+    /// IKEv1 instead of IKEv2, and what only that has.
+    pub v1: Option<V1>,
+}
+
+/// What only IKEv1 has.
+#[derive(Debug)]
+pub struct V1 {
+    /// A password beside what authenticates phase 1.
+    pub xauth: Xauth,
+    /// Aggressive mode: it is what this side begins with, and the peer may.
+    pub aggressive: bool,
+}
+
+/// XAuth (draft-beaulieu-ike-xauth).
+pub enum Xauth {
+    /// None.
+    None,
+    /// As client: this user.
+    Client {
+        /// The user.
+        user: String,
+        /// The password.
+        password: Secret,
+    },
+    /// As gateway: passwords by user.
+    Server(Arc<HashMap<String, Secret>>),
+}
+
+impl fmt::Debug for Xauth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Client { .. } => "XAuth client",
+            Self::Server(_) => "XAuth gateway",
+        })
+    }
 }
 
 /// See [`Connection::unique`].

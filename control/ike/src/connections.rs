@@ -40,9 +40,9 @@ impl Connections {
         self.all.get(*self.by_name.get(name)?)
     }
 
-    /// Those that a peer at `remote` which talks to `local` may mean, in the order of the file; those for exactly this
-    /// peer first.
-    pub(crate) fn candidates(&self, local: IpAddr, remote: IpAddr) -> Vec<Arc<Connection>> {
+    /// Those of IKEv1 (`v1`), or else of IKEv2, that a peer at `remote` which talks to `local` may mean, in the order of the
+    /// file; those for exactly this peer first.
+    pub(crate) fn candidates(&self, local: IpAddr, remote: IpAddr, v1: bool) -> Vec<Arc<Connection>> {
         let exact = self.by_remote.get(&remote).into_iter().flatten();
         let open = self.open.iter().filter(|index| {
             self.all.get(**index).is_some_and(|connection| {
@@ -53,6 +53,7 @@ impl Connections {
         });
         let found = exact.chain(open).filter_map(|index| self.all.get(*index));
         found
+            .filter(|connection| connection.v1.is_some() == v1)
             .filter(|connection| connection.local.is_empty() || connection.local.contains(&local))
             .cloned()
             .collect()

@@ -29,9 +29,13 @@ use crate::negotiate::IkeSuite;
 use crate::output::{ChildId, Effect, IkeSaView, Output, Path, SaId};
 use crate::pools::Pools;
 use crate::report::{CloseReason, Report};
+use crate::sa::Sa;
 use crate::settings::Settings;
 use crate::timers::Timers;
+use crate::v1;
 use crate::v2::{Estate, IkeSa, PeerSa, Task};
+
+mod v1_routing;
 
 /// What time it is, on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +116,7 @@ const ERRORS_PERIOD: Duration = Duration::from_secs(1);
 /// All IKE SAs of this node.
 pub struct Endpoint {
     core: Core,
-    sas: HashMap<SaId, IkeSa>,
+    sas: HashMap<SaId, Sa>,
 }
 
 /// What the state machines share, whichever SA they work on.
@@ -139,7 +143,7 @@ pub struct Core {
     /// Established IKE SAs by connection and the peer's identity.
     pub(crate) peers: HashMap<(Arc<str>, Identity), Vec<PeerSa>>,
     /// IKE SAs that a handler made.
-    pub(crate) born: Vec<IkeSa>,
+    pub(crate) born: Vec<Sa>,
     /// What a handler wants done to other SAs, afterwards.
     pub(crate) errands: Vec<Errand>,
     last_ignored: Option<Instant>,
@@ -167,6 +171,27 @@ pub(crate) enum Errand {
     Redundant {
         /// The SA.
         sa: SaId,
+    },
+    /// IKEv1: begin a new IKE SA in place of this one.
+    Renew {
+        /// The SA.
+        sa: SaId,
+    },
+    /// IKEv1: the children of one IKE SA go to another.
+    Succeed {
+        /// From this one,
+        from: SaId,
+        /// to this one.
+        to: SaId,
+        /// This side began the newer one, and deletes the other.
+        mine: bool,
+    },
+    /// IKEv1: the peer has deleted children in an IKE SA that this one replaced.
+    PeerDeleted {
+        /// The SA.
+        sa: SaId,
+        /// The peer's SPIs.
+        spis: Vec<u32>,
     },
     /// Begin again what was lost.
     Restart {
@@ -234,7 +259,7 @@ impl Core {
         self.outputs.push_back(Output { sa: None, effect: Effect::Transmit { path, datagram } });
     }
 
-    fn forget(&mut self, sa: &IkeSa) {
+    fn forget(&mut self, sa: &Sa) {
         if self.by_spi.get(&sa.local_spi()) == Some(&sa.id()) {
             self.by_spi.remove(&sa.local_spi());
         }
@@ -320,7 +345,7 @@ impl Endpoint {
         self.core.connections = Connections::new(connections);
         self.core.pools.configure(pools);
         let Self { core, sas } = self;
-        let changed = sas.values().filter(|sa| sa.is_outdated(&core.connections)).map(IkeSa::id);
+        let changed = sas.values().filter(|sa| sa.is_outdated(&core.connections)).map(Sa::id);
         let mut changed: Vec<SaId> = changed.collect();
         changed.sort_unstable();
         for sa in changed {
@@ -335,6 +360,9 @@ impl Endpoint {
     pub fn handle_datagram(&mut self, now: Now, path: Path, datagram: &[u8]) {
         let parsed = match parse::message(datagram) {
             Ok(parsed) => parsed,
+            Err(ParseError::Version(version)) if version >> 4 == 1 => {
+                return self.handle_v1(now, path, datagram);
+            }
             Err(error) => return self.unreadable(now, path, datagram, error),
         };
         let Head { spi_i, spi_r, from_initiator, .. } = parsed.head;
@@ -344,7 +372,7 @@ impl Endpoint {
         }
         match self.core.by_spi.get(&own).copied() {
             Some(id) => {
-                self.with(now, id, |sa, core| sa.receive(core, now, path, datagram, &parsed));
+                self.with_v2(now, id, |sa, core| sa.receive(core, now, path, datagram, &parsed));
             }
             // RFC 7296 section 2.21.4 would allow an INVALID_IKE_SPI; as an answer to anyone it is an amplifier and an
             // oracle, and peers do not act on it.
@@ -505,8 +533,8 @@ impl Endpoint {
         let wanted = wanted_children(&found, child).ok_or_else(|| {
             CommandError::NoChild(connection.to_owned(), child.unwrap_or_default().to_owned())
         })?;
-        let usable = |sa: &&IkeSa| sa.is_usable_for(connection);
-        if let Some(id) = self.sas.values().filter(usable).map(IkeSa::id).max() {
+        let usable = |sa: &&Sa| sa.is_usable_for(connection);
+        if let Some(id) = self.sas.values().filter(usable).map(Sa::id).max() {
             self.with(now, id, |sa, core| {
                 for index in &wanted {
                     sa.want_child(core, now, *index);
@@ -519,7 +547,11 @@ impl Endpoint {
             Some(local) => *local,
             None => self.core.host.source_address(remote).ok_or(CommandError::NoRoute(remote))?,
         };
-        let sa = IkeSa::initiate(&mut self.core, now, found, local, remote, wanted);
+        let sa: Sa = if found.v1.is_some() {
+            v1::IkeSa::initiate(&mut self.core, now, found, (local, remote), None, wanted).into()
+        } else {
+            IkeSa::initiate(&mut self.core, now, found, local, remote, wanted).into()
+        };
         let id = sa.id();
         self.admit(now, sa);
         Ok(Attempt { sa: id, reused: false })
@@ -584,7 +616,7 @@ impl Endpoint {
                 if self.core.connections.named(name).is_none() {
                     return Err(CommandError::NoConnection(name.clone()));
                 }
-                self.sas.values().filter(|sa| sa.is_of(name) && sa.is_live()).map(IkeSa::id).collect()
+                self.sas.values().filter(|sa| sa.is_of(name) && sa.is_live()).map(Sa::id).collect()
             }
             Target::Ike(id) if self.sas.contains_key(id) => vec![*id],
             _ => Vec::new(),
@@ -644,7 +676,7 @@ impl Endpoint {
     /// Protected messages of an IKE SA.
     #[cfg(any(test, feature = "exercise"))]
     pub(crate) fn channel(&mut self, id: SaId) -> Option<&mut crate::v2::channel::Channel> {
-        self.sas.get_mut(&id)?.channel()
+        self.sas.get_mut(&id)?.v2()?.channel()
     }
 
     /// Number of IKE SAs, half-open ones included.
@@ -658,7 +690,7 @@ impl Endpoint {
     }
 
     /// Lets a handler of one SA work, then does what it left to be done.
-    fn with(&mut self, now: Now, id: SaId, handler: impl FnOnce(&mut IkeSa, &mut Core)) {
+    fn with(&mut self, now: Now, id: SaId, handler: impl FnOnce(&mut Sa, &mut Core)) {
         let Some(sa) = self.sas.get_mut(&id) else { return };
         handler(sa, &mut self.core);
         if sa.is_dead() {
@@ -671,14 +703,24 @@ impl Endpoint {
         self.settle(now);
     }
 
-    fn admit(&mut self, now: Now, sa: IkeSa) {
+    /// The same for one of version 2; another one is left alone.
+    fn with_v2(&mut self, now: Now, id: SaId, handler: impl FnOnce(&mut IkeSa, &mut Core)) {
+        self.with(now, id, |sa, core| {
+            if let Some(sa) = sa.v2() {
+                handler(sa, core);
+            }
+        });
+    }
+
+    fn admit(&mut self, now: Now, sa: impl Into<Sa>) {
+        let sa = sa.into();
         let id = sa.id();
         self.sas.insert(id, sa);
         self.schedule(now, id);
     }
 
     fn schedule(&mut self, now: Now, id: SaId) {
-        match self.sas.get(&id).and_then(IkeSa::deadline) {
+        match self.sas.get(&id).and_then(Sa::deadline) {
             Some(at) => self.core.timers.set(now.monotonic, id, at),
             None => {
                 self.core.timers.cancel(&id);
@@ -699,10 +741,15 @@ impl Endpoint {
                     self.with(now, sa, |sa, core| sa.drop_silently(core, CloseReason::Superseded));
                 }
                 Errand::Inherit { sa, estate } => {
-                    self.with(now, sa, |sa, core| sa.inherit(core, now, *estate));
+                    self.with_v2(now, sa, |sa, core| sa.inherit(core, now, *estate));
+                }
+                Errand::Renew { sa } => self.renew(now, sa),
+                Errand::Succeed { from, to, mine } => self.succeed(now, from, to, mine),
+                Errand::PeerDeleted { sa, spis } => {
+                    self.with_v1(now, sa, |sa, core| sa.peer_deleted(core, now, &spis));
                 }
                 Errand::Redundant { sa } => {
-                    self.with(now, sa, |sa, _| sa.expire_soon(now));
+                    self.with_v2(now, sa, |sa, _| sa.expire_soon(now));
                 }
                 Errand::Restart { connection, child } => {
                     // It is no longer configured, or cannot be begun by this side: nothing to restart.

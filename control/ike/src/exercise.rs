@@ -111,6 +111,7 @@ fn connection(own: u8, peer: u8) -> Option<Connection> {
         dpd: None,
         unique: Unique::Keep,
         reset: Strategy::Delete,
+        v1: None,
     })
 }
 

@@ -44,6 +44,28 @@ pub enum Job {
         /// What is signed.
         octets: Vec<u8>,
     },
+    /// Sign HASH_I or HASH_R of IKEv1 (RFC 2409 section 5.1).
+    SignV1 {
+        /// The key.
+        key: Arc<SigningKey>,
+        /// What is signed, as it is.
+        hash: Vec<u8>,
+    },
+    /// Check the peer's certificates and its signature of IKEv1.
+    VerifyV1 {
+        /// What to trust.
+        trust: Arc<Trust>,
+        /// The certificates and CRLs that the peer sent.
+        presented: Presented,
+        /// The identity that it claims, which the certificate has to hold.
+        identity: crate::auth::identity::Identity,
+        /// Its signature.
+        signature: Vec<u8>,
+        /// What it signed.
+        hash: Vec<u8>,
+        /// When to judge validity.
+        at: SystemTime,
+    },
     /// Check the peer's certificates and its signature.
     Verify {
         /// What to trust.
@@ -86,6 +108,10 @@ impl Job {
             }
             Self::Agree { own, public } => Done::Agreed(own.agree(&public)),
             Self::Sign { key, hashes, octets } => Done::Signed(key.sign(&hashes, &octets)),
+            Self::SignV1 { key, hash } => Done::Signed(key.sign_hash(&hash)),
+            Self::VerifyV1 { trust, presented, identity, signature, hash, at } => {
+                Done::Verified(trust.verify_hash(&presented, &identity, &signature, &hash, at))
+            }
             Self::Verify { trust, presented, identity, signature, octets, at } => {
                 Done::Verified(trust.verify(&presented, &identity, &signature, &octets, at))
             }

@@ -31,6 +31,7 @@ pub mod random;
 pub mod record;
 pub mod recovery;
 pub mod report;
+mod sa;
 pub mod secret;
 pub mod settings;
 pub mod timers;

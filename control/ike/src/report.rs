@@ -210,6 +210,17 @@ pub enum Failure {
     /// The peer's message breaks the protocol.
     #[error("the peer's {0} message breaks the protocol: {1}")]
     Protocol(ExchangeType, &'static str),
+    /// The peer's message of IKEv1 breaks the protocol.
+    #[error("the peer's {0} {1}")]
+    V1Protocol(&'static str, &'static str),
+    /// Message 5 of main mode is not answered.
+    #[error(
+        "the peer does not answer the encrypted identity; are the shared secrets of both ends the same, does it know this identity?"
+    )]
+    V1NoProof,
+    /// XAuth failed.
+    #[error("XAuth: {0}")]
+    Xauth(&'static str),
     /// The datapath refused the SA.
     #[error("the datapath refused the SA: {0}")]
     Datapath(String),

@@ -543,6 +543,51 @@ fn ike_3_classic_rsa_of_openssl() {
     }
 }
 
+/// IKE-2: signatures of IKEv1 are openssl's, byte for byte; another hash, key or length is refused.
+#[test]
+fn ike_2_rsa_of_a_bare_hash() {
+    let (hash, expected) = (&OCTETS[..32], file("rsa-v1.sig"));
+    for name in ["rsa", "rsa-pkcs8"] {
+        assert_eq!(key(name).sign_hash(hash).unwrap().data, expected);
+    }
+    assert!(matches!(key("p256").sign_hash(hash), Err(SignatureError::Mismatch { .. })));
+    let trust = trust(&["root-rsa", "root-ec"], &[], Policy::default());
+    let judge = |name: &str, hash: &[u8], signature: &[u8]| {
+        trust.verify_hash(
+            &presented(&[name], &[]),
+            &id(&format!("{name}.example.org")),
+            signature,
+            hash,
+            at(),
+        )
+    };
+    assert_eq!(judge("rsa", hash, &expected).unwrap().algorithm, "RSA without a hash algorithm");
+    let wrong = CertificateError::Signature(SignatureError::Wrong);
+    let mut changed = expected.clone();
+    changed[200] ^= 1;
+    for (hash, signature) in [
+        (&OCTETS[..31], expected.as_slice()),
+        (&OCTETS[1..33], &expected),
+        (hash, &changed),
+        (hash, &expected[1..]),
+        (hash, &[]),
+        (hash, &[0xff; 256]),
+        (hash, &[0; 256]),
+        // With the hash algorithm named it is another encoding.
+        (hash, &file("rsa-sha256.sig")),
+    ] {
+        assert_eq!(judge("rsa", hash, signature), Err(wrong.clone()));
+    }
+    let judged = trust.verify_hash(
+        &presented(&["p256", "intermediate"], &[]),
+        &id("p256.example.org"),
+        &expected,
+        hash,
+        at(),
+    );
+    assert_eq!(judged, Err(wrong));
+}
+
 /// IKE-3: what is signed is what openssl signs (PKCS#1 has no randomness), under RFC 7427's identifiers; the hash is the
 /// one that the peer takes.
 #[test]

@@ -107,6 +107,7 @@ fn connection(a: bool, ike: &str, esp: &str, secret: &[u8]) -> Connection {
         dpd: None,
         unique: Unique::Replace,
         reset: Strategy::Delete,
+        v1: None,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::desired::Desired;
 
 mod files;
 mod ike;
+mod ike1;
 
 /// Every key there is.
 const FULL: &str = r#"

@@ -220,7 +220,7 @@ impl Datapath {
     pub fn put_in_use(&mut self, sa: SaId, id: ChildId) -> bool {
         let Some(child) = self.children.get(&id) else { return false };
         let Ok(key) = slot_key(&child.description, &child.settings) else { return false };
-        if child.slot == Some(key) {
+        if self.slots.get(&key).is_some_and(|slot| slot.users.last() == Some(&id)) {
             return false;
         }
         self.enter(id, key);
@@ -415,6 +415,7 @@ impl Datapath {
             users: Vec::new(),
             leftover: None,
         });
+        slot.users.retain(|user| *user != id);
         slot.users.push(id);
         if let Some(child) = self.children.get_mut(&id) {
             child.slot = Some(key);

@@ -178,6 +178,12 @@ impl Credential {
 pub struct Connection {
     /// Name.
     pub name: String,
+    /// Major version of IKE, if it is not 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<u8>,
+    /// Aggressive mode of IKEv1, if it is switched on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aggressive: Option<bool>,
     /// This end's addresses.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub local: Vec<IpAddr>,
@@ -194,6 +200,9 @@ pub struct Connection {
     pub local_auth: Auth,
     /// The other end's.
     pub remote_auth: Auth,
+    /// XAuth of IKEv1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xauth: Option<Xauth>,
     /// RFC 4555.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mobike: Option<bool>,
@@ -231,6 +240,20 @@ pub struct Connection {
     /// CHILD_SAs.
     #[serde(rename = "child")]
     pub children: Vec<Child>,
+}
+
+/// `xauth`: a password beside what authenticates phase 1 of IKEv1.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Xauth {
+    /// User name, as client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Password, as client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+    /// Passwords by user name, as gateway.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub users: BTreeMap<String, String>,
 }
 
 /// `[[connection.child]]`.

@@ -188,6 +188,7 @@ impl Plan {
             dpd: None,
             unique: Unique::Replace,
             reset: Strategy::None,
+            v1: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::Options;
 use crate::config::ike::{Auth, Child, Connection, Pool};
 
 const PLUGINS: &str = "openssl random nonce aes sha1 sha2 md5 hmac kdf gcm ccm chapoly drbg gmp curve25519 ml pem pkcs1 \
-    pkcs8 pkcs12 x509 pubkey constraints revocation mgf1 fips-prf eap-identity eap-mschapv2 socket-default \
+    pkcs8 pkcs12 x509 pubkey constraints revocation mgf1 fips-prf eap-identity eap-mschapv2 xauth-generic socket-default \
     kernel-libipsec kernel-netlink vici attr";
 
 /// The daemon's `strongswan.conf`.
@@ -78,7 +78,8 @@ pub fn connections(dir: &Path, connections: &[Connection], pools: &[Pool]) -> Re
 
 fn write_connection(text: &mut String, connection: &Connection) -> Result<()> {
     let Connection { name, local, remote, remote_nets, local_auth, remote_auth, .. } = connection;
-    writeln!(text, "{name} {{\n  version = 2\n  keyingtries = 1\n  rand_time = 0s")?;
+    let version = connection.version.unwrap_or(2);
+    writeln!(text, "{name} {{\n  version = {version}\n  keyingtries = 1\n  rand_time = 0s")?;
     let mut set = |key: &str, value: &str| writeln!(text, "  {key} = {value}");
     set("local_addrs", &or_any(&strings(local)))?;
     let remotes: Vec<_> = remote.iter().map(ToString::to_string).chain(remote_nets.clone()).collect();
@@ -91,6 +92,9 @@ fn write_connection(text: &mut String, connection: &Connection) -> Result<()> {
         set("over_time", "60s")?;
     }
     set("dpd_delay", &format!("{}s", connection.dpd_s))?;
+    if version == 1 {
+        set("aggressive", yes_no(connection.aggressive.unwrap_or(false)))?;
+    }
     set("mobike", yes_no(connection.mobike.unwrap_or(true)))?;
     set("fragmentation", yes_no(connection.fragmentation.unwrap_or(true)))?;
     set("encap", yes_no(connection.force_encap.unwrap_or(false)))?;
@@ -116,6 +120,12 @@ fn write_connection(text: &mut String, connection: &Connection) -> Result<()> {
     write_auth(text, remote_auth)?;
     if remote_auth.method == "eap-mschapv2" {
         text.push_str("    eap_id = %any\n");
+    }
+    if let Some(xauth) = &connection.xauth {
+        match &xauth.user {
+            Some(user) => writeln!(text, "  }}\n  local-xauth {{\n    auth = xauth\n    xauth_id = {user}")?,
+            None => text.push_str("  }\n  remote-xauth {\n    auth = xauth\n"),
+        }
     }
     text.push_str("  }\n  children {\n");
     for child in &connection.children {
@@ -184,6 +194,12 @@ fn write_secrets(text: &mut String, connection: &Connection) -> Result<()> {
             }
         }
         writeln!(text, "  secret = \"{secret}\"\n}}")?;
+    }
+    if let Some(xauth) = &connection.xauth {
+        let own = xauth.user.iter().zip(&xauth.password);
+        for (number, (user, password)) in own.chain(&xauth.users).enumerate() {
+            writeln!(text, "xauth-{name}-{number} {{ id = \"{user}\"\n  secret = \"{password}\" }}")?;
+        }
     }
     let own = local_auth.user.iter().zip(&local_auth.password);
     for (number, (user, password)) in own.chain(&remote_auth.users).enumerate() {

@@ -5,21 +5,14 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use postern_hwtests::config::Config;
-use postern_hwtests::config::ike::{Connection, Ike, Link};
+use postern_hwtests::config::ike::{Connection, Link};
 use postern_hwtests::netns::Netns;
-use postern_hwtests::party::{Make, SETTLE};
+use postern_hwtests::party::SETTLE;
 use postern_hwtests::peer::Version;
 use postern_hwtests::process::wait_for;
-use postern_hwtests::stage::{Stage, postern, swan};
-use postern_hwtests::topology::{Family, host_config};
+use postern_hwtests::stage::{Stage, host, postern, swan};
+use postern_hwtests::topology::Family;
 use postern_hwtests::traffic::{IperfServer, Ping};
-
-/// A Postern that is a host: its own traffic, a TUN device and sockets.
-fn host() -> Make {
-    let config = Config { ike: Some(Ike::fast()), ..host_config(vec![]) };
-    Make::Postern(Box::new(config))
-}
 
 /// What the left end's only child negotiated, in words.
 fn suite(stage: &Stage) -> Result<String> {

@@ -25,9 +25,10 @@ use x509_cert::name::Name;
 
 use super::identity::Identity;
 use super::name::DistinguishedName;
+use super::raw_rsa;
 pub use super::reason::CertificateError;
 use super::reason::{Case, in_time, shown, system_time};
-use super::signature::{self, Signature};
+use super::signature::{self, Signature, SignatureError};
 use crate::message::IdData;
 use crate::message::registry::{CertEncoding, IdType};
 
@@ -184,6 +185,12 @@ impl Trust {
         self.anchors.iter().flat_map(|anchor| anchor.key_hash.iter().copied()).collect()
     }
 
+    /// For CERTREQ payloads of IKEv1: the names of the CAs, DER.
+    pub fn subjects(&self) -> Vec<Vec<u8>> {
+        let names = self.anchors.iter().map(|anchor| anchor.certificate.tbs_certificate().subject().to_der());
+        names.filter_map(Result::ok).collect()
+    }
+
     /// Judges a peer that claims `identity` and has signed `octets`.
     pub fn verify(
         &self,
@@ -192,6 +199,33 @@ impl Trust {
         signature: &Signature,
         octets: &[u8],
         at: SystemTime,
+    ) -> Result<PeerKey, CertificateError> {
+        self.verify_with(presented, identity, at, |spki| {
+            signature::verify(spki, signature, octets, self.policy.allow_sha1)
+        })
+    }
+
+    /// Judges a peer that claims `identity` and has signed a hash of IKEv1 (RFC 2409 section 5.1), with an RSA key.
+    pub fn verify_hash(
+        &self,
+        presented: &Presented,
+        identity: &Identity,
+        signature: &[u8],
+        hash: &[u8],
+        at: SystemTime,
+    ) -> Result<PeerKey, CertificateError> {
+        self.verify_with(presented, identity, at, |spki| {
+            let right = raw_rsa::verify(spki, hash, signature);
+            if right { Ok("RSA without a hash algorithm") } else { Err(SignatureError::Wrong) }
+        })
+    }
+
+    fn verify_with(
+        &self,
+        presented: &Presented,
+        identity: &Identity,
+        at: SystemTime,
+        verify: impl FnOnce(&[u8]) -> Result<&'static str, SignatureError>,
     ) -> Result<PeerKey, CertificateError> {
         let der = presented.certificates.first().ok_or(CertificateError::Missing)?;
         let own =
@@ -205,7 +239,7 @@ impl Trust {
         may_sign(&own)?;
         holds(&own, identity)?;
         let spki = spki(&own).map_err(CertificateError::Malformed)?;
-        let algorithm = signature::verify(&spki, signature, octets, self.policy.allow_sha1)?;
+        let algorithm = verify(&spki)?;
         let name = |name| {
             distinguished(name).ok_or_else(|| CertificateError::Malformed("a name is too long".to_owned()))
         };

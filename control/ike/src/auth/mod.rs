@@ -11,5 +11,6 @@ pub mod fuzz;
 pub mod identity;
 pub mod name;
 pub mod own;
+mod raw_rsa;
 mod reason;
 pub mod signature;

@@ -16,9 +16,10 @@ use x509_cert::der::asn1::{AnyRef, ContextSpecific, ObjectIdentifier, UintRef};
 use x509_cert::der::{Decode, Encode, Reader, SliceReader, Tag, TagNumber, Tagged};
 use x509_cert::spki::{AlgorithmIdentifierRef, SubjectPublicKeyInfoRef};
 
+use super::raw_rsa::RawKey;
 use crate::message::registry::{AuthMethod, HashId};
 
-const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
+pub(super) const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const RSA_PSS: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.10");
 const MGF1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.8");
 const EC_PUBLIC_KEY: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.2.1");
@@ -247,6 +248,8 @@ const ECDSA_SHA1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045
 pub struct SigningKey {
     key: PrivateKey,
     pss: bool,
+    /// For IKEv1, if it is an RSA key.
+    raw: Option<RawKey>,
 }
 
 enum PrivateKey {
@@ -280,7 +283,8 @@ impl SigningKey {
             })
         };
         let key = ecdsa().or_else(ed25519).or_else(rsa).ok_or(KeyFormatError::Unsupported)?;
-        Ok(Self { key, pss: false })
+        let raw = if let PrivateKey::Rsa(_) = &key { RawKey::from_der(der) } else { None };
+        Ok(Self { key, pss: false, raw })
     }
 
     /// Makes an RSA key sign with PSS instead of PKCS#1 v1.5 (RFC 7427 only). Other keys do not care.
@@ -320,6 +324,14 @@ impl SigningKey {
             }
             PrivateKey::Ed25519(_) => Err(self.no_hash("the identity hash (RFC 8420)", hashes)),
         }
+    }
+
+    /// Signs a hash of IKEv1 as it is, without naming its algorithm (RFC 2409 section 5.1); RSA keys only.
+    pub fn sign_hash(&self, hash: &[u8]) -> Result<Signature, SignatureError> {
+        let method = AuthMethod::RSA_SIGNATURE;
+        let mismatch = SignatureError::Mismatch { used: "IKEv1 with RSA".to_owned(), key: self.kind() };
+        let data = self.raw.as_ref().ok_or(mismatch)?.sign(hash).ok_or(SignatureError::Internal)?;
+        Ok(Signature { method, data })
     }
 
     fn sign_rsa(

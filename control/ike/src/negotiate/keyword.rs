@@ -31,6 +31,14 @@ pub enum KeywordError {
         /// All words that there are.
         known: String,
     },
+    /// A word that other implementations know, for what is not secure any more.
+    #[error("`{word}` is refused: {why}")]
+    Weak {
+        /// The word.
+        word: String,
+        /// Why.
+        why: &'static str,
+    },
     /// The same twice.
     #[error("`{0}` stands twice")]
     Twice(String),
@@ -88,6 +96,17 @@ const EXCHANGE: &[(&str, KeMethod)] = &[
 ];
 
 const SEQUENCE: &[(&str, EsnId)] = &[("noesn", EsnId::NO_ESN), ("esn", EsnId::ESN)];
+
+/// What is refused with a reason (RFC 8247, RFC 8221).
+const WEAK: &[(&str, &str)] = &[
+    ("3des", "3DES has blocks of 64 bits (Sweet32); use aes128"),
+    ("des", "DES keys are found in hours; use aes128"),
+    ("md5", "MD5 is broken; use sha256"),
+    ("prfmd5", "MD5 is broken; use prfsha256"),
+    ("modp768", "the group is too small (Logjam), at least modp2048 is needed"),
+    ("modp1024", "the group is too small (Logjam), at least modp2048 is needed"),
+    ("modp1536", "the group is too small, at least modp2048 is needed"),
+];
 
 /// Other spellings that strongSwan knows.
 const ALIASES: &[(&str, &str)] = &[
@@ -201,6 +220,9 @@ impl Words {
     fn read(protocol: ProtocolId, text: &str) -> Result<Self, KeywordError> {
         let mut transforms: Vec<Transform> = Vec::new();
         for word in text.split('-') {
+            if let Some((_, why)) = WEAK.iter().find(|(weak, _)| *weak == word) {
+                return Err(KeywordError::Weak { word: word.to_owned(), why });
+            }
             let transform = lookup(protocol, word).ok_or_else(|| KeywordError::Unknown {
                 word: word.to_owned(),
                 protocol,

@@ -103,7 +103,7 @@ fn first(
     };
     let id_r = payloads.id_r().map(Identity::from_data);
     let suite = &half.keyed.suite;
-    let candidates = core.connections.candidates(common.path.local.ip(), common.path.remote.ip());
+    let candidates = core.connections.candidates(common.path.local.ip(), common.path.remote.ip(), false);
     let fitting = candidates.into_iter().filter(|connection| {
         connection.remote_id.matches(&remote_id)
             && id_r.as_ref().is_none_or(|wanted| *wanted == connection.local_id)

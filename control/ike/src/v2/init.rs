@@ -58,7 +58,7 @@ impl IkeSa {
         let (Some(offered), Some(ke), Some(ni)) = (payloads.sa(), payloads.ke(), payloads.nonce()) else {
             return Err(illegal());
         };
-        let candidates = core.connections.candidates(path.local.ip(), path.remote.ip());
+        let candidates = core.connections.candidates(path.local.ip(), path.remote.ip(), false);
         let Some(first) = candidates.first().cloned() else {
             return Err(Refusal {
                 answer: Some(Notify::new(NotifyType::NO_PROPOSAL_CHOSEN, [])),

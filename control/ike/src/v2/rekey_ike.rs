@@ -254,7 +254,7 @@ impl Established {
         else {
             return self.ike_failed(common, core, now, new);
         };
-        core.born.push(made);
+        core.born.push(made.into());
         let ours = lower(&new.nonce, &nr);
         match self.peer_rekey.take() {
             // The peer's took over already.
@@ -387,7 +387,7 @@ impl Established {
             core.release_sa(successor);
             return false;
         };
-        core.born.push(made);
+        core.born.push(made.into());
         if self.is_rekeying() {
             // Which of the two stays is known when the peer has answered ours.
             self.peer_rekey = Some(PeerRekey { successor: id, nonce: lower(&ni, nr).to_vec() });

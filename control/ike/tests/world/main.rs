@@ -19,3 +19,4 @@ mod rekey;
 mod reset;
 mod sim;
 mod sites;
+mod v1;

@@ -63,6 +63,7 @@ pub fn connection(local: &str, remote: &str, address: Option<IpAddr>) -> Connect
         dpd: Some(Duration::from_secs(30)),
         unique: Unique::Replace,
         reset: Strategy::Delete,
+        v1: None,
         fingerprint: [0; 32],
     }
 }

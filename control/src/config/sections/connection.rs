@@ -49,6 +49,7 @@ impl Context<'_> {
         let dpd = seconds(table.or("dpd_s", 30));
         let unique = table.or("unique", Unique::Replace);
         let reset = table.or("reset", Strategy::Delete);
+        let (v1, v1_digest) = self.version(&mut table);
         let pools = self.pools_of(&mut table);
         let dns = table.get::<Vec<IpAddr>>("dns");
         let request = table.get::<Vec<Family>>("request_address");
@@ -113,11 +114,14 @@ impl Context<'_> {
             dpd,
             unique,
             reset,
+            v1,
         };
         // `Debug` has every field, those to come as well, but no secret and no certificate: their digests are beside it.
         let shown = format!("{ike:?} {settings:?}");
-        ike.fingerprint = sha256(&[b"connection", shown.as_bytes(), &local_auth.digest, &remote_auth.digest]);
+        ike.fingerprint =
+            sha256(&[b"connection", shown.as_bytes(), &local_auth.digest, &remote_auth.digest, &v1_digest]);
         self.check_connection(&ike, &span);
+        self.check_v1(&ike, &span);
         Some(Connection { ike: Arc::new(ike), children: settings, refreshable: remote_auth.refreshable })
     }
 

@@ -261,7 +261,7 @@ impl Context<'_> {
     }
 
     /// The password of this side as client.
-    fn password(&self, table: &mut Table<'_, '_>) -> Option<Secret> {
+    pub(super) fn password(&self, table: &mut Table<'_, '_>) -> Option<Secret> {
         let (_, _, text) = self.phrase(table, ["password", "password_file"])?;
         Some(Secret::new(text.as_bytes()))
     }
@@ -314,7 +314,7 @@ impl Context<'_> {
     }
 
     /// Users with their passwords.
-    fn users(&self, table: &mut Table<'_, '_>) -> Option<HashMap<String, Secret>> {
+    pub(super) fn users(&self, table: &mut Table<'_, '_>) -> Option<HashMap<String, Secret>> {
         let given = table.has("users") || table.has("users_file");
         let inline = table.table("users");
         let path = table.get::<PathBuf>("users_file");

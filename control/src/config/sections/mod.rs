@@ -11,6 +11,7 @@ mod programs;
 mod recovery;
 mod relay;
 mod tunnel;
+mod v1;
 mod values;
 
 use core::cell::{Cell, RefCell};

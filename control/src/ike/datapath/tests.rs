@@ -253,9 +253,19 @@ fn ike_1_simultaneous_rekey() {
     }
     world.settle();
     assert_eq!(world.lookup(0), Goes::Through(0x2003));
+    assert!(
+        world.datapath.put_in_use(SaId(9), ChildId(1)),
+        "one that was in use before is put in front again"
+    );
+    world.settle();
+    assert_eq!(world.lookup(0), Goes::Through(0x2001));
+    assert!(world.datapath.put_in_use(SaId(9), ChildId(3)));
+    assert!(!world.datapath.put_in_use(SaId(9), ChildId(3)), "it is in use already");
+    world.settle();
+    assert_eq!(world.lookup(0), Goes::Through(0x2003));
     world.datapath.retire(ChildId(3));
     world.settle();
-    assert_eq!(world.lookup(0), Goes::Through(0x2002));
+    assert_eq!(world.lookup(0), Goes::Through(0x2001), "the one used before it");
     world.datapath.retire(ChildId(1));
     world.settle();
     assert_eq!(world.lookup(0), Goes::Through(0x2002));
