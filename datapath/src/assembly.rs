@@ -10,6 +10,7 @@ use crate::counters::{SaDrops, WorkerCells};
 use crate::crypto::{Engine, KEY_SLOTS};
 use crate::egress::{Egress, Parking};
 use crate::fib::{CachedFib, Fib, PortIndex, Resolver};
+use crate::flows::Flows;
 use crate::frame::{Arena, Frame, Pool};
 use crate::handoff::{Doorbell, Inbox};
 use crate::outbound::OutboundBatch;
@@ -117,6 +118,7 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
             inbound: Slab::default(),
             outbound: Slab::default(),
             spd: Spd::new(),
+            flows: Flows::default(),
             relays: RelayTable::default(),
             fib: CachedFib::new(Arc::clone(&fib)),
             resolver: resolver.clone(),

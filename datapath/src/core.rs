@@ -15,6 +15,7 @@ use crate::counters::{SaDrops, WorkerCells};
 use crate::crypto::Engine;
 use crate::egress::{Egress, Parking};
 use crate::fib::{CachedFib, PortIndex, Resolver};
+use crate::flows::Flows;
 use crate::frame::{Arena, Frame, Pool};
 use crate::handoff::{Doorbell, Parcel};
 use crate::outbound::OutboundBatch;
@@ -69,6 +70,8 @@ pub struct Core {
     pub outbound: Slab<Outbound, Rest>,
     /// Outbound policies.
     pub spd: Spd<Handle>,
+    /// What the policies said of flows lately.
+    pub flows: Flows,
     /// Translation entries.
     pub relays: RelayTable,
     /// Routes and neighbours.

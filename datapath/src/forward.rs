@@ -72,7 +72,10 @@ pub fn route(core: &mut Core, mut frame: Frame, from: PortIndex, flow: &Flow, or
         return core.discard(frame, from, DropReason::TtlExpired);
     }
     let mtu = usize::from(mtu);
-    if frame.len() > mtu && flow.dont_fragment {
+    if frame.len() <= mtu {
+        return egress::send(core, frame, from, route);
+    }
+    if flow.dont_fragment {
         complain(core, &frame, from, origin, Complaint::TooBig(mtu));
         return core.discard(frame, from, DropReason::TooBig);
     }

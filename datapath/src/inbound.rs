@@ -4,6 +4,8 @@
 //! Route, authenticate, believe (DESIGN decision 2): nothing before `accept` changes state, and `accept` sees only
 //! packets whose ICV was right.
 
+mod quick;
+
 use std::net::IpAddr;
 
 use arrayvec::ArrayVec;
@@ -389,6 +391,11 @@ fn decap(core: &mut Core, batch: &mut InboundBatch) {
             continue;
         }
         let Some(state) = core.inbound.get_mut(*sa) else { continue };
+        if let Some((inner, len)) = quick::strip(&core.arena, frame, arrival, state) {
+            state.traffic = state.traffic.with(len as u64);
+            *flow = Some(inner);
+            continue;
+        }
         let payload = match find_payload(core.arena.bytes(frame), arrival, &state.config.key) {
             Ok(payload) => payload,
             Err(reason) => {

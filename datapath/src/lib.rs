@@ -13,6 +13,7 @@ pub mod egress;
 #[cfg(any(test, feature = "exercise"))]
 pub mod exercise;
 pub mod fib;
+pub mod flows;
 pub mod forward;
 pub mod frame;
 pub mod handoff;

@@ -1,6 +1,8 @@
 //! Outbound stages: parse → select (SPD, inner address) → fit (path MTU, MSS) → number (the only source of sequence
 //! numbers) → encap (into the headroom) → seal (batch) → finish (AH, translation, UDP checksum) → dispatch.
 
+mod quick;
+
 use std::net::IpAddr;
 
 use arrayvec::ArrayVec;
@@ -59,6 +61,8 @@ pub struct Cleartext {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Continue,
+    /// Its headers and its number are there: to be sealed and sent.
+    Ready,
     Drop(DropReason),
     DropOfSa(DropReason),
     HandOff(u8),
@@ -66,7 +70,7 @@ enum Next {
     Bypass,
 }
 
-/// Packets in the outbound stages; columns of equal length from `parse` on, before that the first two.
+/// Packets in the outbound stages; columns of equal length from `quick` on, before that the first two.
 #[derive(Default)]
 pub struct OutboundBatch {
     frames: ArrayVec<Frame, GROWN>,
@@ -126,11 +130,13 @@ impl OutboundBatch {
 
 /// Takes a batch through all stages and leaves it empty.
 pub fn run(core: &mut Core, batch: &mut OutboundBatch) {
-    parse(core, batch);
-    select(core, batch);
-    fit(core, batch);
-    number(core, batch);
-    encap(core, batch);
+    if quick::run(core, batch) > 0 {
+        parse(core, batch);
+        select(core, batch);
+        fit(core, batch);
+        number(core, batch);
+        encap(core, batch);
+    }
     seal(core, batch);
     finish(core, batch);
     dispatch(core, batch);
@@ -138,26 +144,22 @@ pub fn run(core: &mut Core, batch: &mut OutboundBatch) {
 
 /// Reads the headers that policies ask about.
 fn parse(core: &mut Core, batch: &mut OutboundBatch) {
-    for frame in &mut batch.frames {
+    for (frame, flow, next) in izip!(&mut batch.frames, &mut batch.flows, &mut batch.next) {
+        if *next != Next::Continue {
+            continue;
+        }
         let packet = core.arena.bytes(frame);
-        let (flow, next) = match Flow::parse(packet) {
+        match Flow::parse(packet) {
             // RFC 1812 section 5.2.2: a router must drop a datagram whose header checksum is wrong.
-            Ok(flow) if flow.source.is_ipv4() && !header::checksum_ok(packet) => {
-                (None, Next::Drop(DropReason::BadIpChecksum))
+            Ok(parsed) if parsed.source.is_ipv4() && !header::checksum_ok(packet) => {
+                *next = Next::Drop(DropReason::BadIpChecksum);
             }
-            Ok(flow) => {
-                frame.truncate(usize::from(flow.total_len));
-                (Some(flow), Next::Continue)
+            Ok(parsed) => {
+                frame.truncate(usize::from(parsed.total_len));
+                *flow = Some(parsed);
             }
-            Err(_) => (None, Next::Drop(DropReason::Malformed)),
-        };
-        batch.flows.push(flow);
-        batch.next.push(next);
-        batch.sas.push(NO_LINK);
-        batch.routes.push(Route::Unreachable);
-        batch.numbers.push(None);
-        batch.ah_numbers.push(None);
-        batch.at.push(0);
+            Err(_) => *next = Next::Drop(DropReason::Malformed),
+        }
     }
 }
 
@@ -439,7 +441,7 @@ fn encap(core: &mut Core, batch: &mut OutboundBatch) {
         let bundle = bundle.map(|(state, number)| (&*state.config, number));
         let headers = Headers { state, peer, bundle, number };
         let built = if state.config.is_plain() {
-            headers.write_plain(&core.arena, frame, flow, forwarded)
+            headers.write_plain(&core.arena, frame, Inner::of(flow), forwarded)
         } else {
             headers.write(&core.arena, frame, flow, forwarded)
         };
@@ -458,17 +460,29 @@ struct Headers<'a> {
     number: &'a Reserved,
 }
 
+/// What the outer header of tunnel mode is told of the inner packet.
+#[derive(Clone, Copy)]
+struct Inner {
+    v6: bool,
+    tos: u8,
+    dont_fragment: bool,
+}
+
+impl Inner {
+    fn of(flow: &Flow) -> Self {
+        Self { v6: flow.source.is_ipv6(), tos: flow.tos, dont_fragment: flow.dont_fragment }
+    }
+}
+
 impl Headers<'_> {
     /// [`Self::write`] of a plain SA: the usual case, in one pass.
     #[inline]
-    fn write_plain(&self, arena: &Arena, frame: &mut Frame, flow: &Flow, forwarded: bool) -> Option<u16> {
+    fn write_plain(&self, arena: &Arena, frame: &mut Frame, inner: Inner, forwarded: bool) -> Option<u16> {
         let config = &*self.state.config;
         let SaKey::Esp(key) = &config.key else { return None };
         let layout = key.layout();
-        let (inner, ip_len) = (
-            if flow.source.is_ipv6() { Protocol::IPV6 } else { Protocol::IPV4 },
-            if self.peer.is_ipv6() { ip6::LEN } else { ip4::MIN_LEN },
-        );
+        let next_header = if inner.v6 { Protocol::IPV6 } else { Protocol::IPV4 };
+        let ip_len = if self.peer.is_ipv6() { ip6::LEN } else { ip4::MIN_LEN };
         let (after_ip, at) = match config.encap {
             Some(_) => (Protocol::UDP, ip_len + udp::LEN),
             None => (Protocol::ESP, ip_len),
@@ -482,9 +496,9 @@ impl Headers<'_> {
         frame.grow_front(front)?;
         frame.grow_back(trailer + usize::from(layout.icv_len))?;
         let bytes = arena.bytes_mut(frame);
-        self.outer(bytes, flow, config.local, self.peer, after_ip)?;
+        self.outer(bytes, inner, config.local, self.peer, after_ip)?;
         let (front, rest) = bytes.split_at_mut_checked(front)?;
-        esp::write_trailer(rest.get_mut(payload..payload + trailer)?, inner)?;
+        esp::write_trailer(rest.get_mut(payload..payload + trailer)?, next_header)?;
         let (ip, header) = front.split_at_mut_checked(at)?;
         esp::Header { spi: config.spi.on_wire, sequence: self.number.low() }.emit(header)?;
         if let Some(encap) = config.encap {
@@ -559,7 +573,7 @@ impl Headers<'_> {
             Protocol::ESP
         };
         if tunnel {
-            self.outer(bytes, flow, local, remote, after_ip)?;
+            self.outer(bytes, Inner::of(flow), local, remote, after_ip)?;
         } else {
             saved.restore(bytes);
             header::set_payload(bytes, usize::from(flow.next_header_at), after_ip)?;
@@ -600,7 +614,7 @@ impl Headers<'_> {
     fn outer(
         &self,
         bytes: &mut [u8],
-        flow: &Flow,
+        inner: Inner,
         local: IpAddr,
         remote: IpAddr,
         protocol: Protocol,
@@ -608,16 +622,16 @@ impl Headers<'_> {
         const ECN: u8 = 0b11;
         let path = &self.state.config.path;
         let dscp = match path.dscp {
-            DscpPolicy::Copy => flow.tos & !ECN,
+            DscpPolicy::Copy => inner.tos & !ECN,
             DscpPolicy::Fixed(dscp) => dscp << 2,
         };
         // RFC 6040 section 4.1: normal mode copies, compatibility mode clears to Not-ECT.
-        let tos = dscp | if path.ecn { flow.tos & ECN } else { 0 };
+        let tos = dscp | if path.ecn { inner.tos & ECN } else { 0 };
         let total = bytes.len();
         match (local, remote) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let dont_fragment = match path.df {
-                    DfPolicy::Copy => flow.dont_fragment,
+                    DfPolicy::Copy => inner.dont_fragment,
                     DfPolicy::Set => true,
                     DfPolicy::Clear => false,
                 };
@@ -650,7 +664,7 @@ fn seal(core: &mut Core, batch: &mut OutboundBatch) {
     let mut ops = ArrayVec::<SealOp<'_>, GROWN>::new();
     let columns = izip!(&mut batch.frames, &batch.sas, &batch.at, &mut batch.numbers, &mut batch.next);
     for (frame, sa, at, number, next) in columns {
-        if *next != Next::Continue {
+        if !matches!(next, Next::Continue | Next::Ready) {
             continue;
         }
         let Some(state) = outbound.get(*sa) else { continue };
@@ -662,7 +676,7 @@ fn seal(core: &mut Core, batch: &mut OutboundBatch) {
     let outcomes = crypto.seal(ops);
     let sealed = izip!(&batch.sas, &mut batch.next).filter(|(sa, next)| {
         let esp = outbound.get(**sa).is_some_and(|state| state.config.protocol() == IpsecProtocol::Esp);
-        **next == Next::Continue && esp
+        matches!(next, Next::Continue | Next::Ready) && esp
     });
     for ((_, next), outcome) in sealed.zip(outcomes) {
         if outcome != SealOutcome::Sealed {
@@ -786,6 +800,10 @@ fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
         };
         let port = cleartext.port;
         match (next, flow) {
+            (Next::Ready, _) => match core.socket_port {
+                Some(socket) => egress::enqueue(core, frame, port, socket),
+                None => egress::send(core, frame, port, *route),
+            },
             (Next::Continue, _) => transmit(core, frame, port, *sa, *route),
             (Next::Bypass, Some(flow)) => {
                 let hop = cleartext.came == Came::Forwarded;

@@ -59,10 +59,11 @@ impl Header {
 
     /// Writes the first [`LEN`] bytes of `out`; `None`, and `out` untouched, if it is shorter.
     pub fn emit(&self, out: &mut [u8]) -> Option<()> {
-        let out = out.get_mut(..LEN)?;
-        bytes::put(out, 0, self.destination.0)?;
-        bytes::put(out, 6, self.source.0)?;
-        bytes::put_u16(out, 12, self.ethertype.0)
+        let out = out.first_chunk_mut::<LEN>()?;
+        let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (self.destination.0, self.source.0);
+        let [t0, t1] = self.ethertype.0.to_be_bytes();
+        *out = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1];
+        Some(())
     }
 }
 

@@ -204,9 +204,11 @@ pub fn set_addresses(header: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr)
 /// Takes one from the TTL; `None` when it is 1 or 0, and the packet must not be forwarded (RFC 1812 section 5.3.1).
 pub fn decrement_ttl(header: &mut [u8]) -> Option<()> {
     let head = header.first_chunk_mut::<MIN_LEN>()?;
-    let ttl = head[8].checked_sub(1).filter(|ttl| *ttl > 0)?;
-    let protocol = head[9];
-    replace(head, 8, [ttl, protocol])
+    head[8] = head[8].checked_sub(1).filter(|ttl| *ttl > 0)?;
+    // As `replace` does: the word of TTL and protocol is less by 0x0100, so ~m + m' is 0xfeff whatever it was.
+    let check = u16::from_be_bytes([head[10], head[11]]);
+    [head[10], head[11]] = checksum::finish(u64::from(!check) + 0xfeff).to_be_bytes();
+    Some(())
 }
 
 /// Replaces DSCP and ECN.
