@@ -15,7 +15,7 @@ use postern_contract::sa::{Encryption, Integrity, Suite};
 use postern_contract::secret::Secret;
 use postern_contract::settings::Backend;
 use postern_datapath::crypto::{
-    ESP_HEADER, Engine, EspKey, KEY_SLOTS, OpenOp, Outcome, SealOp, SealOutcome, SequenceCounter,
+    ESP_HEADER, Engine, EspKey, OpenOp, Outcome, SealOp, SealOutcome, SequenceCounter,
 };
 
 const BATCH: usize = 32;
@@ -148,7 +148,7 @@ fn group<'c>(criterion: &'c mut Criterion, name: &str) -> BenchmarkGroup<'c, Wal
 }
 
 fn seal(criterion: &mut Criterion) {
-    let mut engine = Engine::select(Backend::Auto, KEY_SLOTS).expect("self test");
+    let mut engine = Engine::select(Backend::Auto, 4096).expect("self test");
     for (name, sas) in [("seal/run", 1), ("seal/mixed", 32)] {
         let mut group = group(criterion, name);
         for suite in &SUITES {
@@ -168,7 +168,7 @@ fn seal(criterion: &mut Criterion) {
 }
 
 fn open(criterion: &mut Criterion) {
-    let mut engine = Engine::select(Backend::Auto, KEY_SLOTS).expect("self test");
+    let mut engine = Engine::select(Backend::Auto, 4096).expect("self test");
     for (name, sas) in [("open/run", 1), ("open/mixed", 32)] {
         let mut group = group(criterion, name);
         for suite in &SUITES {

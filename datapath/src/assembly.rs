@@ -7,7 +7,7 @@ use postern_contract::settings::Backend;
 
 use crate::core::{ACQUIRES_PER_SECOND, Core, ICMP_PER_SECOND, Outbox, PortInfo};
 use crate::counters::{SaDrops, WorkerCells};
-use crate::crypto::{Engine, KEY_SLOTS};
+use crate::crypto::Engine;
 use crate::egress::{Egress, Parking};
 use crate::fib::{CachedFib, Fib, PortIndex, Resolver};
 use crate::flows::Flows;
@@ -77,6 +77,9 @@ pub enum AssemblyError {
     Histogram(#[from] hdrhistogram::CreationError),
 }
 
+/// Expanded keys, and flows, that a worker remembers at least and at most. The keys take 2.6 to 42 MB.
+const REMEMBERED: (usize, usize) = (4096, 1 << 16);
+
 /// Makes the workers.
 pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
     let Parts { arena, frames, interfaces, fib, resolver, ledger, sa_slots, backend, workers } = parts;
@@ -87,6 +90,8 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
         let position = interfaces.iter().position(|interface| wanted(&interface.info))?;
         u16::try_from(position).ok().map(PortIndex)
     };
+    // As many as SAs that each may have.
+    let remembered = usize::try_from(sa_slots).unwrap_or(usize::MAX).clamp(REMEMBERED.0, REMEMBERED.1);
     let (host_port, socket_port) = (find(|info| info.host), find(|info| info.socket));
     let mut infos = Vec::new();
     let mut server_of = Vec::new();
@@ -113,14 +118,14 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
             id: u8::try_from(id).unwrap_or(u8::MAX),
             arena: arena.clone(),
             pool,
-            crypto: Engine::select(backend, KEY_SLOTS)?,
+            crypto: Engine::select(backend, remembered)?,
             spis: SpiTable::new(sa_slots),
             inbound: Slab::default(),
             outbound: Slab::default(),
             spd: Spd::new(),
-            flows: Flows::default(),
+            flows: Flows::new(remembered),
             relays: RelayTable::default(),
-            fib: CachedFib::new(Arc::clone(&fib)),
+            fib: CachedFib::new(Arc::clone(&fib), remembered),
             resolver: resolver.clone(),
             ports: Arc::clone(&infos),
             host_port,

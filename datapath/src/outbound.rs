@@ -61,7 +61,7 @@ pub struct Cleartext {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Continue,
-    /// Its headers and its number are there: to be sealed and sent.
+    /// A usual packet, which gets number and headers at once: see [`quick`].
     Ready,
     Drop(DropReason),
     DropOfSa(DropReason),
@@ -83,6 +83,7 @@ pub struct OutboundBatch {
     /// Offset of the ESP header, or of the AH header of an SA without ESP.
     at: ArrayVec<u16, GROWN>,
     next: ArrayVec<Next, GROWN>,
+    usual: ArrayVec<Option<quick::Usual>, GROWN>,
 }
 
 impl OutboundBatch {
@@ -124,13 +125,16 @@ impl OutboundBatch {
         self.ah_numbers.push(None);
         self.at.push(0);
         self.next.push(Next::Continue);
+        self.usual.push(None);
         Ok(())
     }
 }
 
 /// Takes a batch through all stages and leaves it empty.
 pub fn run(core: &mut Core, batch: &mut OutboundBatch) {
-    if quick::run(core, batch) > 0 {
+    if quick::run(core, batch) == 0 {
+        number(core, batch);
+    } else {
         parse(core, batch);
         select(core, batch);
         fit(core, batch);
@@ -325,11 +329,25 @@ pub fn max_inner(core: &Core, state: &Outbound, mtu: usize, header_len: usize) -
     }
 }
 
-/// Takes a sequence number from the SA, and one from the AH SA of its bundle.
+/// Takes a sequence number from the SA, and one from the AH SA of its bundle, in the order in which packets leave.
 fn number(core: &mut Core, batch: &mut OutboundBatch) {
-    for (frame, sa, number, ah_number, next) in
-        izip!(&batch.frames, &batch.sas, &mut batch.numbers, &mut batch.ah_numbers, &mut batch.next)
-    {
+    let columns = izip!(
+        &mut batch.frames,
+        &batch.sas,
+        &mut batch.numbers,
+        &mut batch.ah_numbers,
+        &mut batch.at,
+        &batch.usual,
+        &mut batch.next
+    );
+    for (frame, sa, number, ah_number, at, usual, next) in columns {
+        if let Some(usual) = usual {
+            match quick::write(core, frame, *sa, usual) {
+                Some((reserved, offset)) => (*number, *at) = (Some(reserved), offset),
+                None => *next = Next::Drop(DropReason::SaMissing),
+            }
+            continue;
+        }
         if *next != Next::Continue {
             continue;
         }
@@ -825,6 +843,7 @@ fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
     batch.ah_numbers.clear();
     batch.at.clear();
     batch.next.clear();
+    batch.usual.clear();
 }
 
 /// Sends a protected packet; in transport mode it may have to be fragmented now.

@@ -385,7 +385,7 @@ fn classify_usual(frame: &[u8]) -> Option<Classified> {
     };
     let total = usize::from(u16::from_be_bytes([t0, t1]));
     // RFC 791 section 3.1: More Fragments and the offset.
-    let whole = u16::from_be_bytes([f0, f1]) & 0x3fff == 0;
+    let whole = u16::from_be_bytes([f0, f1]).trailing_zeros() >= 14;
     let protocol = Protocol(protocol);
     let (class, least) = match protocol {
         Protocol::ESP => (Class::Esp, ip4::MIN_LEN + esp::HEADER_LEN),

@@ -143,6 +143,8 @@ pub(crate) unsafe fn expand<V: Lanes>(key: &[u8], into: &mut Key) -> Result<(), 
     const {
         assert!(Layout::<V>::END <= SIZE);
     }
+    // What a longer key left, too.
+    into.bytes = [0; SIZE];
     let to = into.bytes.as_mut_ptr();
     // JUSTIFICATION: the vectors load and store through pointers.
     // SAFETY: V's instructions are there (the caller). Reads of `key` are within the length matched; writes to `to` are

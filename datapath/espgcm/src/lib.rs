@@ -210,7 +210,7 @@ impl Kernel {
         self.level
     }
 
-    /// Expands `key` into `into`, whatever was there.
+    /// Expands `key` into `into`. Whatever was there is overwritten, unless the key has a wrong length.
     pub fn expand(self, key: &[u8], into: &mut Key) -> Result<(), KeyLength> {
         // JUSTIFICATION: the instructions of a level may only be run where they are.
         // SAFETY: `new` saw that the processor has the instructions of `self.level`.

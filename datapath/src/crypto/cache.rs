@@ -1,8 +1,8 @@
 //! Expanded AEAD keys of the SAs that a worker had packets for last.
 //!
 //! An expanded key takes most of what an SA would need (ring's 544 bytes, the vector kernels' 640), and expanding one
-//! costs about as much as fetching it from memory. So SAs keep their raw keys, and each worker keeps a bounded number of
-//! expanded ones.
+//! costs more than fetching it from memory ahead of time. So SAs keep their raw keys, and each worker keeps a bounded
+//! number of expanded ones.
 //!
 //! A key is found by its [`Serial`], which no other key of the process ever has: what the cache holds can be of an SA
 //! that is gone, but never of another one. The cache is set-associative. In a set the oldest entry makes room, so that
@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use postern_espgcm::Key;
 use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
+
+use crate::prefetch;
 
 /// Entries of a set: their serials are half a cache line.
 const WAYS: usize = 4;
@@ -42,6 +44,12 @@ pub(super) trait Expanded: Sized {
 
     /// Overwrites the key with `blank`.
     fn wipe(&mut self, blank: &Self);
+
+    /// The same before another key is expanded in its place: what that does not overwrite by itself.
+    fn make_room(&mut self, blank: &Self);
+
+    /// Asks for the memory of what packets need first.
+    fn prefetch(&self);
 }
 
 impl Expanded for LessSafeKey {
@@ -56,6 +64,15 @@ impl Expanded for LessSafeKey {
         // Without this the compiler may drop the write as dead.
         black_box(self);
     }
+
+    /// The new schedule alone would leave the rest of one that was longer.
+    fn make_room(&mut self, blank: &Self) {
+        self.wipe(blank);
+    }
+
+    fn prefetch(&self) {
+        prefetch::object(self);
+    }
 }
 
 impl Expanded for Key {
@@ -65,6 +82,14 @@ impl Expanded for Key {
 
     fn wipe(&mut self, _: &Self) {
         self.wipe();
+    }
+
+    /// Expanding writes all of a key.
+    fn make_room(&mut self, _: &Self) {}
+
+    #[inline]
+    fn prefetch(&self) {
+        Self::prefetch(self);
     }
 }
 
@@ -123,6 +148,22 @@ impl<K: Expanded> KeyCache<K> {
         if *there == serial { self.keys.get(slot) } else { None }
     }
 
+    /// Asks for the memory that tells where the key of `serial` is.
+    #[inline]
+    pub(super) fn prefetch_place(&self, serial: Serial) {
+        if let Some(set) = self.sets.get(self.set_of(serial)) {
+            prefetch::object(set);
+        }
+    }
+
+    /// Asks for the memory of the key of `serial`, if it is here.
+    #[inline]
+    pub(super) fn prefetch(&self, serial: Serial) {
+        if let Some(key) = self.find(serial).and_then(|slot| self.keys.get(slot)) {
+            key.prefetch();
+        }
+    }
+
     /// Wipes the key of `serial`, if it is here.
     pub(super) fn forget(&mut self, serial: Serial) {
         if let Some(slot) = self.find(serial) {
@@ -159,9 +200,11 @@ impl<K: Expanded> KeyCache<K> {
         *oldest = oldest.wrapping_add(1);
         self.set_serial(slot, Serial::NONE);
         let place = self.keys.get_mut(slot)?;
-        // The new schedule alone would leave the rest of one that was longer.
-        place.wipe(&self.blank);
-        expand(place)?;
+        place.make_room(&self.blank);
+        if expand(place).is_none() {
+            place.wipe(&self.blank);
+            return None;
+        }
         self.set_serial(slot, serial);
         Some(slot)
     }

@@ -92,9 +92,9 @@ enum Kind {
 // 1,000,000 SAs have to fit in 1 GiB with everything else that belongs to them.
 const _: () = assert!(size_of::<EspKey>() == 48);
 
-/// Expanded keys that a worker keeps, 2.3 MB of ring's and 2.6 MB of the kernels'. With more SAs than this in use at the same time, some packets pay
+/// Expanded keys of ring's that a worker keeps: 2.3 MB. With more SAs than this in use at the same time, some packets pay
 /// for expanding a key.
-pub const KEY_SLOTS: usize = 4096;
+const RING_SLOTS: usize = 4096;
 
 /// One packet to seal.
 pub struct SealOp<'a> {
@@ -248,7 +248,7 @@ impl Engine {
 
     /// Without a kernel; not tested yet.
     fn ring(slots: usize) -> Result<Self, SelfTestError> {
-        let keys = KeyCache::new(slots).ok_or(SelfTestError::no_keys())?;
+        let keys = KeyCache::new(slots.min(RING_SLOTS)).ok_or(SelfTestError::no_keys())?;
         Ok(Self { vector: None, keys })
     }
 
@@ -262,6 +262,22 @@ impl Engine {
         self.keys.forget(serial);
         if let Some(vector) = &mut self.vector {
             vector.forget(serial);
+        }
+    }
+
+    /// Asks for the memory that tells where a key stands expanded; later, [`Self::prefetch`] asks for the key.
+    #[inline]
+    pub fn prefetch_place(&self, key: &EspKey) {
+        if let Some(vector) = &self.vector {
+            vector.prefetch_place(key);
+        }
+    }
+
+    /// Asks for the memory of an expanded key.
+    #[inline]
+    pub fn prefetch(&self, key: &EspKey) {
+        if let Some(vector) = &self.vector {
+            vector.prefetch(key);
         }
     }
 

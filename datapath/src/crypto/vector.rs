@@ -100,6 +100,22 @@ impl Vector {
         self.keys.forget(serial);
     }
 
+    /// Asks for the memory that tells where the expanded key is, if the kernels serve it.
+    #[inline]
+    pub(super) fn prefetch_place(&self, key: &super::EspKey) {
+        if let Some(key) = aead(&key.0) {
+            self.keys.prefetch_place(key.serial());
+        }
+    }
+
+    /// Asks for the memory of the expanded key, if it is expanded.
+    #[inline]
+    pub(super) fn prefetch(&self, key: &super::EspKey) {
+        if let Some(key) = aead(&key.0) {
+            self.keys.prefetch(key.serial());
+        }
+    }
+
     pub(super) fn expanded(&self) -> usize {
         self.keys.len()
     }

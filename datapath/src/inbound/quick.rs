@@ -62,7 +62,7 @@ fn read(packet: &[u8]) -> Option<(Flow, usize)> {
     // RFC 791 section 3.1: DF, then More Fragments and the offset.
     let fragment = u16::from_be_bytes([f0, f1]);
     let protocol = Protocol(protocol);
-    let usual = matches!(protocol, Protocol::TCP | Protocol::UDP) && fragment & 0x3fff == 0;
+    let usual = matches!(protocol, Protocol::TCP | Protocol::UDP) && fragment.trailing_zeros() >= 14;
     if !usual || total < HEAD || total > packet.len() {
         return None;
     }
