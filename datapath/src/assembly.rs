@@ -77,8 +77,8 @@ pub enum AssemblyError {
     Histogram(#[from] hdrhistogram::CreationError),
 }
 
-/// Expanded keys, and flows, that a worker remembers at least and at most. The keys take 2.6 to 42 MB.
-const REMEMBERED: (usize, usize) = (4096, 1 << 16);
+/// Expanded keys, flows and routes that a worker remembers at least and at most: 2.9 to 95 MB in all.
+const REMEMBERED: (usize, usize) = (4096, 1 << 17);
 
 /// Makes the workers.
 pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {

@@ -46,7 +46,10 @@ pub struct Flows {
 impl Flows {
     /// With at least so many pairs of places.
     pub fn new(pairs: usize) -> Self {
-        Self { pairs: vec![Pair([EMPTY; 2]); pairs.next_power_of_two()].into(), epoch: 1 }
+        let pairs = pairs.next_power_of_two();
+        let mut table = prefetch::table(pairs);
+        table.resize(pairs, Pair([EMPTY; 2]));
+        Self { pairs: table.into(), epoch: 1 }
     }
 
     /// Asks for the memory of a flow.

@@ -1,4 +1,5 @@
-//! Asks the processor for memory before it is needed, so that a batch waits for all its cache misses at once.
+//! Asks the processor for memory before it is needed, so that a batch waits for all its cache misses at once; and makes
+//! room for tables on huge pages, because what misses the translation buffer as well is not fetched ahead for long.
 //!
 //! With `frame`, `port::xsk` and the cipher's kernel this is one of the few places of the datapath that use `unsafe`.
 
@@ -29,3 +30,42 @@ fn line(at: *const i8) {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn line(_at: *const i8) {}
+
+/// Bytes of a huge page.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Empty, with room for `capacity` entries, on transparent huge pages where the kernel has some. To be filled now: pages
+/// that were touched before stay small.
+pub fn table<T>(capacity: usize) -> Vec<T> {
+    let mut table = Vec::<T>::with_capacity(capacity);
+    let room = table.spare_capacity_mut();
+    let (start, len) = (room.as_mut_ptr().cast::<u8>(), size_of_val(room));
+    // Whole huge pages alone: what lies beside them is someone else's.
+    let skipped = start.align_offset(HUGE_PAGE);
+    let whole = len.saturating_sub(skipped) / HUGE_PAGE * HUGE_PAGE;
+    if whole > 0 {
+        // JUSTIFICATION: there is no safe wrapper.
+        // SAFETY: the range lies in the vector's room, and this advice changes no byte of it. A kernel that refuses it leaves
+        // small pages.
+        let _ = unsafe {
+            rustix::mm::madvise(start.wrapping_add(skipped).cast(), whole, rustix::mm::Advice::LinuxHugepage)
+        };
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever the kernel says to it, a table is an empty vector with room.
+    #[test]
+    fn tables_have_room() {
+        for capacity in [0, 1, 100, 1 << 20] {
+            let mut table = table::<u64>(capacity);
+            assert!(table.is_empty() && table.capacity() >= capacity);
+            table.resize(capacity, 7);
+            assert!(table.iter().all(|entry| *entry == 7));
+        }
+    }
+}

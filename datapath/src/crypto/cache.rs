@@ -113,10 +113,16 @@ impl<K: Expanded> KeyCache<K> {
     /// With room for at least `slots` keys. `None` when there is no blank key.
     pub(super) fn new(slots: usize) -> Option<Self> {
         let sets = slots.div_ceil(WAYS).next_power_of_two();
+        let mut keys = prefetch::table(sets * WAYS);
+        for _ in 0..sets * WAYS {
+            keys.push(K::blank()?);
+        }
+        let mut serials = prefetch::table(sets);
+        serials.resize(sets, Set([Serial::NONE; WAYS]));
         Some(Self {
-            sets: vec![Set([Serial::NONE; WAYS]); sets].into(),
+            sets: serials.into(),
             oldest: vec![0; sets].into(),
-            keys: (0..sets * WAYS).map(|_| K::blank()).collect::<Option<_>>()?,
+            keys: keys.into(),
             blank: K::blank()?,
         })
     }

@@ -7,6 +7,8 @@ use hashbrown::HashMap;
 use postern_contract::sa::IpsecProtocol;
 use postern_wire::ids::Spi;
 
+use crate::prefetch;
+
 /// Which worker has an object, and at which index.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Handle(u32);
@@ -62,10 +64,10 @@ const fn protocol_key(protocol: IpsecProtocol) -> u8 {
 impl SpiTable {
     /// A table of `slots` slots, a power of two.
     pub fn new(slots: u32) -> Self {
-        Self {
-            slots: vec![EMPTY; slots.next_power_of_two().max(64) as usize].into(),
-            overflow: HashMap::new(),
-        }
+        let count = slots.next_power_of_two().max(64) as usize;
+        let mut slots = prefetch::table(count);
+        slots.resize(count, EMPTY);
+        Self { slots: slots.into(), overflow: HashMap::new() }
     }
 
     fn slot(&self, spi: Spi) -> usize {
