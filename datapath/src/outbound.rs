@@ -132,9 +132,7 @@ impl OutboundBatch {
 
 /// Takes a batch through all stages and leaves it empty.
 pub fn run(core: &mut Core, batch: &mut OutboundBatch) {
-    if quick::run(core, batch) == 0 {
-        number(core, batch);
-    } else {
+    if quick::run(core, batch) > 0 {
         parse(core, batch);
         select(core, batch);
         fit(core, batch);
@@ -340,11 +338,14 @@ fn number(core: &mut Core, batch: &mut OutboundBatch) {
         &batch.usual,
         &mut batch.next
     );
+    let mut waiting = quick::Waiting::NONE;
     for (frame, sa, number, ah_number, at, usual, next) in columns {
         if let Some(usual) = usual {
-            match quick::write(core, frame, *sa, usual) {
-                Some((reserved, offset)) => (*number, *at) = (Some(reserved), offset),
-                None => *next = Next::Drop(DropReason::SaMissing),
+            if number.is_none() {
+                match waiting.write(core, frame, usual) {
+                    Some((reserved, offset)) => (*number, *at) = (Some(reserved), offset),
+                    None => *next = Next::Drop(DropReason::SaMissing),
+                }
             }
             continue;
         }
@@ -804,18 +805,15 @@ fn to_wire(packet: &mut [u8], config: &SaShared, peer: IpAddr, at: usize) -> Opt
 
 /// Sends every packet where its column says, and empties the batch.
 fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
-    for (index, frame) in batch.frames.drain(..).enumerate() {
-        let (Some(cleartext), Some(flow), Some(sa), Some(route), Some(next)) = (
-            batch.cleartexts.get(index),
-            batch.flows.get(index),
-            batch.sas.get(index),
-            batch.routes.get(index),
-            batch.next.get(index),
-        ) else {
-            // Not reached: the columns are of equal length.
-            core.pool.give(frame);
-            continue;
-        };
+    let columns = izip!(
+        batch.frames.drain(..),
+        &batch.cleartexts,
+        &batch.flows,
+        &batch.sas,
+        &batch.routes,
+        &batch.next
+    );
+    for (frame, cleartext, flow, sa, route, next) in columns {
         let port = cleartext.port;
         match (next, flow) {
             (Next::Ready, _) => match core.socket_port {

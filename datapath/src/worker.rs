@@ -372,14 +372,44 @@ impl Worker {
 }
 
 /// [`classify`] of what most frames are, in a few steps: whole IPv4 packets without options over Ethernet that are
-/// neither UDP nor AH. `None` of all others.
+/// neither AH nor UDP to ports that mean something here. `None` of all others.
 #[inline]
 fn classify_usual(frame: &[u8]) -> Option<Classified> {
+    const IKE: u16 = 500;
+    const NATT: u16 = 4500;
     const NETWORK: u16 = 14;
     const TRANSPORT: u16 = 34;
-    let head = frame.first_chunk::<{ TRANSPORT as usize }>()?;
-    let [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, 0x45, _, t0, t1, _, _, f0, f1, _, protocol, ..] =
-        *head
+    // With as much of the transport header as tells UDP's destination.
+    let head = frame.first_chunk::<{ TRANSPORT as usize + 4 }>()?;
+    let [
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        0x08,
+        0x00,
+        0x45,
+        _,
+        t0,
+        t1,
+        _,
+        _,
+        f0,
+        f1,
+        _,
+        protocol,
+        ..,
+        p0,
+        p1,
+    ] = *head
     else {
         return None;
     };
@@ -389,7 +419,9 @@ fn classify_usual(frame: &[u8]) -> Option<Classified> {
     let protocol = Protocol(protocol);
     let (class, least) = match protocol {
         Protocol::ESP => (Class::Esp, ip4::MIN_LEN + esp::HEADER_LEN),
-        Protocol::AH | Protocol::UDP => return None,
+        Protocol::AH => return None,
+        Protocol::UDP if matches!(u16::from_be_bytes([p0, p1]), IKE | NATT) => return None,
+        Protocol::UDP => (Class::Ip, ip4::MIN_LEN + udp::LEN),
         _ => (Class::Ip, ip4::MIN_LEN),
     };
     (whole && total >= least && total + usize::from(NETWORK) <= frame.len()).then_some(Classified {
@@ -623,14 +655,16 @@ mod tests {
             protocol in prop::sample::select(vec![50_u8, 51, 17, 6, 1]),
             fragment in prop::sample::select(vec![0_u16, 0x4000, 0x2000, 1, 0x8000]),
             total in 0_u16..70,
+            port in prop::sample::select(vec![500_u16, 4500, 53, 0x01f4 << 4]),
             version in prop::sample::select(vec![0x45_u8, 0x45, 0x46, 0x60]),
         ) {
             frame[12..14].copy_from_slice(&[8, 0]);
-            if frame.len() >= 34 {
+            if frame.len() >= 38 {
                 frame[14] = version;
                 frame[16..18].copy_from_slice(&total.to_be_bytes());
                 frame[20..22].copy_from_slice(&fragment.to_be_bytes());
                 frame[23] = protocol;
+                frame[36..38].copy_from_slice(&port.to_be_bytes());
             }
             if let Some(usual) = classify_usual(&frame) {
                 prop_assert_eq!(usual, classify(&frame.as_slice(), Link::Ethernet));

@@ -4,16 +4,17 @@
 //! and which is not near a limit. What is not usual in any way is left as it was to the stages, which know all cases;
 //! what is usual gets the same headers that they would have written.
 //!
-//! [`run`] changes nothing. Numbers are taken by [`write`], in turn with the packets that are not usual: numbers that
-//! leave in another order than their own are lost to a peer with a small replay window.
+//! Packets behind one that is not usual get their numbers and headers later, in turn with the others: numbers that leave
+//! in another order than their own are lost to a peer with a small replay window.
 
 use std::net::IpAddr;
 
+use postern_contract::sa::{DfPolicy, DscpPolicy};
 use postern_wire::flow::Flow;
 use postern_wire::ids::Protocol;
-use postern_wire::{esp, ip4, udp};
+use postern_wire::{checksum, esp, ip4, udp};
 
-use super::{Came, Headers, Inner, Next, OutboundBatch, RESERVE_LOW, path_mtu};
+use super::{Came, Inner, Next, OUTER_TTL, OutboundBatch, RESERVE_LOW, path_mtu};
 use crate::core::Core;
 use crate::crypto::Reserved;
 use crate::fib::Route;
@@ -31,6 +32,7 @@ const HEAD: usize = ip4::MIN_LEN + 4;
 /// Where the flags of a TCP segment are.
 const TCP_FLAGS: usize = ip4::MIN_LEN + 13;
 const SYN: u8 = 0b10;
+const ECN: u8 = 0b11;
 
 /// What is known of a usual packet.
 #[derive(Clone, Copy)]
@@ -67,25 +69,70 @@ pub(super) fn run(core: &mut Core, batch: &mut OutboundBatch) -> usize {
     if several {
         warm(core, batch);
     }
+    let OutboundBatch { frames, usual, sas, routes, numbers, at, next, .. } = batch;
     let mut left = 0;
-    for (frame, place) in batch.frames.iter().zip(&mut batch.usual) {
-        let route = place.and_then(|usual| route(core, frame, &usual));
-        if several && let Some(usual) = place {
-            prefetch_key(core, usual.sa);
-        }
-        if route.is_none() {
+    let mut plan = None;
+    for (frame, place) in frames.iter_mut().zip(usual) {
+        let fitting = place.as_ref().and_then(|usual| {
+            if several {
+                prefetch_key(core, usual.sa);
+            }
+            if !current(plan.as_ref(), usual.sa) {
+                plan = far(core, usual.sa).and_then(|()| Plan::of(core, usual.sa));
+            }
+            plan.as_ref().filter(|plan| plan.fits(frame, usual)).map(|plan| (usual, plan))
+        });
+        let (mut number, mut offset) = (None, 0);
+        if let Some((usual, plan)) = fitting {
+            sas.push(usual.sa);
+            routes.push(plan.route);
+            next.push(Next::Ready);
+            // Behind a packet that is not usual it has to wait for its number.
+            if left == 0 {
+                number = plan.write(core, frame, usual);
+                offset = plan.at;
+            }
+        } else {
             *place = None;
             left += 1;
+            sas.push(NO_LINK);
+            routes.push(Route::Unreachable);
+            next.push(Next::Continue);
         }
-        batch.sas.push(place.map_or(NO_LINK, |usual| usual.sa));
-        batch.routes.push(route.unwrap_or(Route::Unreachable));
-        batch.next.push(if route.is_some() { Next::Ready } else { Next::Continue });
+        numbers.push(number);
+        at.push(offset);
+    }
+    for _ in 0..batch.frames.len() {
         batch.flows.push(None);
-        batch.numbers.push(None);
         batch.ah_numbers.push(None);
-        batch.at.push(0);
     }
     left
+}
+
+/// Numbers and headers for the usual packets that had to wait: in turn with the others.
+pub(super) struct Waiting(Option<Plan>);
+
+impl Waiting {
+    /// None yet.
+    pub(super) const NONE: Self = Self(None);
+
+    /// The packet's number and where its ESP header is.
+    pub(super) fn write(
+        &mut self,
+        core: &mut Core,
+        frame: &mut Frame,
+        usual: &Usual,
+    ) -> Option<(Reserved, u16)> {
+        if !current(self.0.as_ref(), usual.sa) {
+            self.0 = Plan::of(core, usual.sa);
+        }
+        let plan = self.0.as_ref()?;
+        Some((plan.write(core, frame, usual)?, plan.at))
+    }
+}
+
+fn current(plan: Option<&Plan>, sa: u32) -> bool {
+    plan.is_some_and(|plan| plan.sa == sa)
 }
 
 /// The SA of a flow, if it is one of this worker's.
@@ -120,46 +167,171 @@ fn prefetch_key(core: &Core, sa: u32) {
     }
 }
 
-/// The way of a packet, if it is still usual when its SA is known.
-#[inline]
-fn route(core: &mut Core, frame: &Frame, usual: &Usual) -> Option<Route> {
-    let peer = core.outbound.peer(usual.sa).filter(IpAddr::is_ipv4)?;
-    let state = core.outbound.get(usual.sa)?;
-    let config = &*state.config;
-    let SaKey::Esp(key) = &config.key else { return None };
-    // So far from the limit that no packet of this batch comes near.
-    if state.sequence.remaining() <= RESERVE_LOW || state.stopped || !config.is_plain() || config.is_metered()
-    {
-        return None;
-    }
-    let layout = key.layout();
-    let total = usize::from(usual.total);
-    let at = ip4::MIN_LEN + if config.encap.is_some() { udp::LEN } else { 0 };
-    let front = at + esp::HEADER_LEN + usize::from(layout.iv_len);
-    let back = usize::from(esp::padding(total, usize::from(layout.block)))
-        + esp::TRAILER_LEN
-        + usize::from(layout.icv_len);
-    let route = core.fib.lookup(peer);
-    let fits = matches!(route, Route::Via { .. })
-        && front + total + back <= path_mtu(state, route)
-        && front <= frame.headroom()
-        && back <= frame.tailroom();
-    fits.then_some(route)
+/// Whether the SA is so far from all its limits that no packet of this batch comes near.
+fn far(core: &Core, sa: u32) -> Option<()> {
+    let state = core.outbound.get(sa)?;
+    (state.sequence.remaining() > RESERVE_LOW && !state.stopped && !state.config.is_metered()).then_some(())
 }
 
-/// Gives the packet a number and its headers: the number, and where the ESP header is.
-#[inline]
-pub(super) fn write(core: &mut Core, frame: &mut Frame, sa: u32, usual: &Usual) -> Option<(Reserved, u16)> {
-    let peer = core.outbound.peer(sa)?;
-    let state = core.outbound.get_mut(sa)?;
-    let number = state.sequence.reserve().ok()?;
-    state.traffic = state.traffic.with(u64::from(usual.total));
-    state.last_used = core.now;
-    frame.truncate(usize::from(usual.total));
-    let headers = Headers { state, peer, bundle: None, number: &number };
-    // It has room, as `route` saw.
-    let at = headers.write_plain(&core.arena, frame, usual.inner, true)?;
-    Some((number, at))
+/// Bytes of the longest headers: IPv4, UDP, ESP without IV.
+const LONGEST: usize = ip4::MIN_LEN + udp::LEN + esp::HEADER_LEN;
+/// The shortest.
+const SHORTEST: usize = ip4::MIN_LEN + esp::HEADER_LEN;
+
+/// What the usual packets of one SA have in common.
+struct Plan {
+    sa: u32,
+    route: Route,
+    /// Headers in which TOS, lengths, identification, flags, checksum and number are zero.
+    template: [u8; LONGEST],
+    /// Of the outer IPv4 header.
+    sum: u64,
+    /// Offset of the ESP header.
+    at: u16,
+    /// Bytes before the inner packet.
+    front: usize,
+    block: usize,
+    icv_len: usize,
+    /// Bytes of the largest outer packet.
+    limit: usize,
+    /// The bits of the inner TOS that are copied, and those that are set.
+    tos: (u8, u8),
+    df: DfPolicy,
+}
+
+impl Plan {
+    /// `None` if packets of the SA are not usual.
+    fn of(core: &mut Core, sa: u32) -> Option<Self> {
+        let peer = core.outbound.peer(sa)?;
+        let state = core.outbound.get(sa)?;
+        let config = &*state.config;
+        let (SaKey::Esp(key), IpAddr::V4(source), IpAddr::V4(destination)) =
+            (&config.key, config.local, peer)
+        else {
+            return None;
+        };
+        let route = core.fib.lookup(peer);
+        if !config.is_plain() || !matches!(route, Route::Via { .. }) {
+            return None;
+        }
+        let layout = key.layout();
+        let mut template = [0; LONGEST];
+        let protocol = if config.encap.is_some() { Protocol::UDP } else { Protocol::ESP };
+        let header = ip4::Header {
+            source,
+            destination,
+            protocol,
+            ttl: OUTER_TTL,
+            tos: 0,
+            id: 0,
+            dont_fragment: false,
+        };
+        header.emit(&mut template, 0)?;
+        header::put(&mut template, 2, [0; 2]);
+        header::put(&mut template, 10, [0; 2]);
+        let sum = checksum::sum(template.first_chunk::<{ ip4::MIN_LEN }>()?);
+        let mut at = ip4::MIN_LEN;
+        if let Some(encap) = config.encap {
+            udp::Header {
+                source_port: encap.local_port,
+                destination_port: state.peer_port,
+                length: 0,
+                checksum: 0,
+            }
+            .emit(template.get_mut(at..)?)?;
+            at += udp::LEN;
+        }
+        header::put(&mut template, at, config.spi.on_wire.0.to_be_bytes());
+        let ecn = if config.path.ecn { ECN } else { 0 };
+        Some(Self {
+            sa,
+            route,
+            template,
+            sum,
+            at: u16::try_from(at).ok()?,
+            front: at + esp::HEADER_LEN + usize::from(layout.iv_len),
+            block: usize::from(layout.block),
+            icv_len: usize::from(layout.icv_len),
+            limit: path_mtu(state, route),
+            tos: match config.path.dscp {
+                DscpPolicy::Copy => (!ECN | ecn, 0),
+                DscpPolicy::Fixed(dscp) => (ecn, dscp << 2),
+            },
+            df: config.path.df,
+        })
+    }
+
+    /// Padding and the two bytes behind it.
+    #[inline]
+    fn trailer(&self, total: usize) -> usize {
+        usize::from(esp::padding(total, self.block)) + esp::TRAILER_LEN
+    }
+
+    #[inline]
+    fn fits(&self, frame: &Frame, usual: &Usual) -> bool {
+        let total = usize::from(usual.total);
+        let back = self.trailer(total) + self.icv_len;
+        self.front + total + back <= self.limit && self.front <= frame.headroom() && back <= frame.tailroom()
+    }
+
+    /// Gives a packet that fits a number, headers and trailer.
+    #[inline]
+    fn write(&self, core: &mut Core, frame: &mut Frame, usual: &Usual) -> Option<Reserved> {
+        let state = core.outbound.get_mut(self.sa)?;
+        let number = state.sequence.reserve().ok()?;
+        state.traffic = state.traffic.with(u64::from(usual.total));
+        state.last_used = core.now;
+        let total = usize::from(usual.total);
+        let trailer = self.trailer(total);
+        frame.truncate(total);
+        frame.grow_front(self.front)?;
+        frame.grow_back(trailer + self.icv_len)?;
+        let (head, inner) = core.arena.bytes_mut(frame).split_at_mut_checked(self.front)?;
+        ip4::decrement_ttl(inner)?;
+        esp::write_trailer(inner.get_mut(total..total + trailer)?, Protocol::IPV4)?;
+        let outer = self.front + inner.len();
+        if let Some(head) = head.first_chunk_mut::<LONGEST>() {
+            // Without UDP, what is written behind is the IV's place.
+            *head = self.template;
+        } else {
+            *head.first_chunk_mut::<SHORTEST>()? = *self.template.first_chunk()?;
+        }
+        if usize::from(self.at) > ip4::MIN_LEN {
+            let length = u16::try_from(outer - ip4::MIN_LEN).ok()?;
+            header::put(head, ip4::MIN_LEN + 4, length.to_be_bytes());
+        }
+        self.vary(head.first_chunk_mut()?, outer, &number, usual.inner)?;
+        Some(number)
+    }
+
+    /// What the outer IPv4 header of one packet has of its own.
+    #[inline]
+    fn vary(
+        &self,
+        head: &mut [u8; ip4::MIN_LEN],
+        outer: usize,
+        number: &Reserved,
+        inner: Inner,
+    ) -> Option<()> {
+        let dont_fragment = match self.df {
+            DfPolicy::Copy => inner.dont_fragment,
+            DfPolicy::Set => true,
+            DfPolicy::Clear => false,
+        };
+        // RFC 6864: an atomic datagram's ID has no meaning; others need one that does not come back soon.
+        let (id, flags) =
+            if dont_fragment { (0, 0x4000) } else { (u16::try_from(number.low() & 0xffff).ok()?, 0) };
+        let tos = inner.tos & self.tos.0 | self.tos.1;
+        let len = u16::try_from(outer).ok()?;
+        let varying = u64::from(tos) + u64::from(len) + u64::from(id) + u64::from(flags);
+        let check = checksum::finish(self.sum + varying);
+        let ([l0, l1], [i0, i1]) = (len.to_be_bytes(), id.to_be_bytes());
+        let ([f0, f1], [c0, c1]) = (u16::to_be_bytes(flags), check.to_be_bytes());
+        (head[1], head[2], head[3]) = (tos, l0, l1);
+        (head[4], head[5], head[6], head[7]) = (i0, i1, f0, f1);
+        (head[10], head[11]) = (c0, c1);
+        Some(())
+    }
 }
 
 /// A packet that may be usual; its SA is not known yet.
