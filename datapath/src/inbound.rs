@@ -639,8 +639,14 @@ fn check_inner(arena: &Arena, frame: &mut Frame, state: &Inbound) -> Result<Flow
 fn dispatch(core: &mut Core, batch: &mut InboundBatch) {
     let mut again = InboundBatch::default();
     let mut relayed = ArrayVec::<(Frame, Arrival), BATCH>::new();
-    let columns = izip!(batch.frames.drain(..), &batch.arrivals, &batch.sas, &batch.flows, &batch.next);
-    for (frame, arrival, sa, flow, next) in columns {
+    for (index, frame) in batch.frames.drain(..).enumerate() {
+        let (Some(arrival), Some(sa), Some(flow), Some(next)) =
+            (batch.arrivals.get(index), batch.sas.get(index), batch.flows.get(index), batch.next.get(index))
+        else {
+            // Not reached: the columns are of equal length.
+            core.pool.give(frame);
+            continue;
+        };
         match next {
             Next::Continue => {
                 let Some(flow) = flow else {

@@ -1,7 +1,8 @@
 //! Outbound stages: parse → select (SPD, inner address) → fit (path MTU, MSS) → number (the only source of sequence
 //! numbers) → encap (into the headroom) → seal (batch) → finish (AH, translation, UDP checksum) → dispatch.
 
-mod quick;
+#[cfg_attr(test, expect(clippy::redundant_pub_crate, reason = "its tests make packets for others"))]
+pub(crate) mod quick;
 
 use std::net::IpAddr;
 

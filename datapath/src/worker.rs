@@ -442,6 +442,7 @@ fn agrees(arena: &Arena, frame: &Frame, classified: Classified) -> bool {
 
 /// Checks an IPsec packet's outer header and cuts its frame to the IP packet: no link header in front, no Ethernet
 /// padding behind.
+#[inline]
 fn arrive(
     arena: &Arena,
     frame: &mut Frame,

@@ -113,12 +113,18 @@ pub struct Resolver {
     queue: Arc<ArrayQueue<Request>>,
     /// The neighbours touched last and when, so that a busy one costs a compare a packet.
     touched: Box<[Option<(PortIndex, IpAddr, u32)>]>,
+    /// The one asked for last and when: nearly always the next one.
+    last: Option<(PortIndex, IpAddr, u32)>,
 }
 
 impl Resolver {
     /// A resolver that nobody listens to, for tests and for ports without neighbours.
     pub fn unattended() -> Self {
-        Self { queue: Arc::new(ArrayQueue::new(REQUESTS)), touched: vec![None; TOUCHED].into_boxed_slice() }
+        Self {
+            queue: Arc::new(ArrayQueue::new(REQUESTS)),
+            touched: vec![None; TOUCHED].into_boxed_slice(),
+            last: None,
+        }
     }
 
     /// Asks for the link-layer address of a neighbour that is [`Unresolved`](super::Neighbour::Unresolved).
@@ -131,6 +137,12 @@ impl Resolver {
     /// stale. Only the first call in [`TOUCH_SECONDS`] does more than a compare.
     #[inline]
     pub fn touch(&mut self, port: PortIndex, next_hop: IpAddr, now: u32) {
+        if self.last != Some((port, next_hop, now)) {
+            self.touch_other(port, next_hop, now);
+        }
+    }
+
+    fn touch_other(&mut self, port: PortIndex, next_hop: IpAddr, now: u32) {
         let index = super::spread(next_hop) % u64::try_from(TOUCHED).unwrap_or(1);
         let Some(entry) = usize::try_from(index).ok().and_then(|index| self.touched.get_mut(index)) else {
             return;
@@ -140,6 +152,7 @@ impl Resolver {
             && *last_port == port
             && now.wrapping_sub(*at) < TOUCH_SECONDS
         {
+            self.last = Some((port, next_hop, now));
             return;
         }
         if self.queue.push(Request::Touch(port, next_hop)).is_ok() {

@@ -379,7 +379,7 @@ fn look_up(spd: &Spd<Handle>, worker: u8, packet: &[u8]) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::Ipv4Addr;
 
     use postern_contract::request::Operation;
@@ -453,7 +453,7 @@ mod tests {
     }
 
     /// Packets of all kinds near what is usual, the same in each run.
-    fn packets(count: u64) -> impl Iterator<Item = Vec<u8>> {
+    pub(crate) fn packets(count: u64) -> impl Iterator<Item = Vec<u8>> {
         let mut state = 1_u64;
         let mut random = move |below: usize| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
