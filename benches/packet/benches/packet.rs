@@ -1,6 +1,6 @@
 //! What a packet costs: the whole walk on memory ports, receive to transmit, from one SA to a million.
 //!
-//! `cargo bench -p postern-benches --bench packet [-- --quick] [--only encap] [--sas 1,1000] [--json FILE] [--suite aes128gcm16] [--size 64]
+//! `cargo bench -p postern-benches-packet [-- --quick] [--only encap] [--sas 1,1000] [--json FILE] [--suite aes128gcm16] [--size 64]
 //! [--turns N]`.
 //!
 //! Nothing is skipped; ESN and a replay window of 1,024 are on. Each turn gets 64 packets that were made just before, so
