@@ -2,6 +2,8 @@
 //!
 //! Each scenario is a function of two parties and says which side begins.
 
+mod deletes;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
