@@ -247,6 +247,29 @@ fn behind_nat(ike: u8) -> Result<()> {
     })
 }
 
+/// RST-4, RFC 6290: an IKE SA that was never saved is proven lost by its token, the first time that the survivor asks.
+#[test]
+fn rst_4_what_was_not_saved_is_proven_lost() -> Result<()> {
+    let make = postern();
+    let mut stage = Stage::pair(&make, &make)?;
+    let (mut near, mut far) = views(&stage);
+    near.reset = Some("none");
+    far.dpd_s = 2;
+    stage.left.load(vec![near], vec![])?;
+    stage.right.load(vec![far], vec![])?;
+    let before = stage.establish(NAME, false)?;
+    stage.carry()?;
+    let again = crash_and_restart(&mut stage, &make, DARK)?;
+    stage.check(|stage| {
+        stage.agreed_where(NAME, "a new IKE SA", |now| now.ike != before.ike)?;
+        println!("not saved, DPD every 2 s: back {:?} after the start", again.elapsed());
+        ensure!(stage.right.log_text().contains("the peer has lost it in a reset"), "it was not the token");
+        let report = stage.left.node()?.json(&["recover"])?;
+        ensure!(report.get("burst").is_none(), "something was saved: {report}");
+        stage.carry()
+    })
+}
+
 /// RST-4, DP-7: control alone is killed or restarted: the datapath forwards, nobody is told that anything is gone, and no
 /// packet is lost.
 #[test]

@@ -28,6 +28,7 @@ use crate::message::{Head, IkeSpi, Notify, Payload, emit};
 use crate::negotiate::IkeSuite;
 use crate::output::{ChildId, Effect, IkeSaView, Output, Path, SaId};
 use crate::pools::Pools;
+use crate::qcd::TokenMaker;
 use crate::report::{CloseReason, Report};
 use crate::sa::Sa;
 use crate::settings::Settings;
@@ -147,6 +148,8 @@ pub struct Core {
     /// What a handler wants done to other SAs, afterwards.
     pub(crate) errands: Vec<Errand>,
     last_ignored: Option<Instant>,
+    /// RFC 6290; none: peers get no tokens.
+    pub(crate) tokens: Option<TokenMaker>,
     /// Unprotected errors sent in the current period.
     errors: Option<(Instant, u32)>,
 }
@@ -334,9 +337,15 @@ impl Endpoint {
             born: Vec::new(),
             errands: Vec::new(),
             last_ignored: None,
+            tokens: None,
             errors: None,
         };
         Self { core, sas: HashMap::new() }
+    }
+
+    /// From now on peers of IKEv2 get tokens (RFC 6290), and are shown them for IKE SAs that are not there any more.
+    pub fn make_tokens(&mut self, maker: TokenMaker) {
+        self.core.tokens = Some(maker);
     }
 
     /// Takes over the connections and pools. IKE SAs whose connection is gone or is another are closed; those whose
@@ -374,10 +383,22 @@ impl Endpoint {
             Some(id) => {
                 self.with_v2(now, id, |sa, core| sa.receive(core, now, path, datagram, &parsed));
             }
-            // RFC 7296 section 2.21.4 would allow an INVALID_IKE_SPI; as an answer to anyone it is an amplifier and an
-            // oracle, and peers do not act on it.
-            None => self.core.ignore(now, None, path, Ignored::UnknownSpi),
+            None => self.unknown(now, path, &parsed),
         }
+    }
+
+    /// A message about an IKE SA that is not there. RFC 7296 section 2.21.4 allows an INVALID_IKE_SPI, on which peers do not
+    /// act; with a token (RFC 6290) they may, if it was lost in a reset.
+    fn unknown(&mut self, now: Now, path: Path, parsed: &Parsed<'_>) {
+        let protected = !matches!(parsed.body, Body::Plain(_));
+        if protected
+            && !parsed.head.response
+            && let Some(answer) = self.core.tokens.as_ref().map(|tokens| tokens.answer(&parsed.head))
+            && self.core.may_answer(now)
+        {
+            self.core.reply(path, answer);
+        }
+        self.core.ignore(now, None, path, Ignored::UnknownSpi);
     }
 
     fn unreadable(&mut self, now: Now, path: Path, datagram: &[u8], error: ParseError) {

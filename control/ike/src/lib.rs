@@ -27,6 +27,7 @@ pub mod negotiate;
 pub mod output;
 pub mod pool;
 mod pools;
+pub mod qcd;
 pub mod random;
 pub mod record;
 pub mod recovery;

@@ -115,6 +115,8 @@ pub enum CloseReason {
     Command,
     /// It does not answer any more.
     Dead,
+    /// It has lost it in a reset, and proves so (RFC 6290).
+    Forgotten,
     /// A rekey replaced it.
     Replaced,
     /// Its hard limit came before a rekey.

@@ -30,6 +30,7 @@ use postern_ike::config::{Connection, Start};
 use postern_ike::endpoint::{Endpoint, Now, Target};
 use postern_ike::job::{Done, JobId};
 use postern_ike::output::{ChildId, Effect, Output, SaId};
+use postern_ike::qcd::TokenMaker;
 use postern_ike::report::Report;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
@@ -156,7 +157,8 @@ impl Driver {
             mut stop,
         } = parts;
         let (durable, mut committed) = mpsc::unbounded_channel();
-        let beginning = recovery::begin(&recovery, durable).await;
+        let mut beginning = recovery::begin(&recovery, durable).await;
+        let tokens = beginning.tokens.take().map(TokenMaker::new);
         let memory = Memory::new(beginning, &recovery.settings);
         let (sender, mut done) = mpsc::unbounded_channel();
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
@@ -182,8 +184,12 @@ impl Driver {
         let machine = Box::new(Machine { spis: Arc::clone(&spis), keylog: keylog.clone() });
         let settings = config.settings.clone();
         let now = Instant::now();
+        let mut endpoint = Endpoint::new(settings, machine, Box::new(System::default()));
+        if let Some(tokens) = tokens {
+            endpoint.make_tokens(tokens);
+        }
         let mut this = Self {
-            endpoint: Endpoint::new(settings, machine, Box::new(System::default())),
+            endpoint,
             config: Ike::default(),
             datapath: Datapath::new(orders, spis),
             events: Events::default(),

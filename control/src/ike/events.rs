@@ -260,6 +260,7 @@ const fn reason_text(reason: CloseReason) -> &'static str {
         CloseReason::Peer => "the peer deleted it",
         CloseReason::Command => "told to",
         CloseReason::Dead => "the peer does not answer any more",
+        CloseReason::Forgotten => "the peer has lost it in a reset",
         CloseReason::Replaced => "replaced by a rekey",
         CloseReason::Expired => "its lifetime ended before it was rekeyed",
         CloseReason::Superseded => "the peer came back with a new IKE SA",

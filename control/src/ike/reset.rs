@@ -57,7 +57,7 @@ impl std::fmt::Debug for Burst {
 impl Memory {
     /// After [`begin`](crate::recovery::begin).
     pub(super) fn new(beginning: Beginning, settings: &Settings) -> Self {
-        let Beginning { cause, tell, adopted, journal, problems } = beginning;
+        let Beginning { cause, tell, adopted, journal, tokens: _, problems } = beginning;
         let mut known: HashMap<_, Vec<_>> = HashMap::new();
         for saved in adopted {
             let key = saved.key();

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use postern_ike::{Random, Secret};
 use postern_nvram::{
     COUNTER_INDEX, KeyError, KeyHolder, KeyRing, KeyText, MonotonicCounter, NoCounter, Protection, PublicKey,
     SealedFile, SystemdCredential, Tpm2Counter, generate,
@@ -15,6 +16,10 @@ use rustix::fs::{Mode, OFlags};
 /// Names of the files.
 const PUBLIC: &str = "public.key";
 const PRIVATE: &str = "private.key";
+const TOKENS: &str = "tokens.secret";
+
+/// Bytes of the secret of tokens.
+const TOKEN_SECRET: usize = 32;
 
 /// How the private half is got at, where its file does not say all, and what guards the backup against roll-back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -79,6 +84,9 @@ pub enum KeysError {
         "{0} is not there, and the private half is to be a credential: make both with `postern key init`"
     )]
     NoPublic(PathBuf),
+    /// The secret of tokens is not one.
+    #[error("{}: not {TOKEN_SECRET} bytes; without it another is made, and tokens that peers have are worth nothing", .0.display())]
+    Tokens(PathBuf),
     /// The private half cannot be kept.
     #[error(transparent)]
     Holder(#[from] KeyError),
@@ -108,6 +116,22 @@ pub fn prepare(directory: &Path, access: &Access) -> Result<(PublicKey, PathBuf)
     }
 }
 
+/// The secret that tokens are made from (RFC 6290), which outlives resets; made if there is none. Who reads it can end IKE
+/// SAs that this node has lost, and none that it has.
+pub fn token_secret(directory: &Path, random: &mut dyn Random) -> Result<Secret, KeysError> {
+    let path = directory.join(TOKENS);
+    match fs::read(&path) {
+        Ok(bytes) if bytes.len() == TOKEN_SECRET => Ok(Secret::new(bytes)),
+        Ok(_) => Err(KeysError::Tokens(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let secret = Secret::new(random.bytes(TOKEN_SECRET));
+            write_private(&path, secret.expose()).map_err(|error| KeysError::Io { path, error })?;
+            Ok(secret)
+        }
+        Err(error) => Err(KeysError::Io { path, error }),
+    }
+}
+
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
     let file = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)?;
@@ -119,6 +143,20 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// RFC 6290: the secret of tokens is made once, for this process alone, and one that was cut short is not taken.
+    #[test]
+    fn rst_4_the_secret_of_tokens_stays() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        let mut random = crate::ike::jobs::System::default();
+        let secret = token_secret(directory.path(), &mut random).unwrap();
+        assert_eq!(token_secret(directory.path(), &mut random).unwrap(), secret);
+        let path = directory.path().join(TOKENS);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&path, [7; 31]).unwrap();
+        assert!(matches!(token_secret(directory.path(), &mut random), Err(KeysError::Tokens(_))));
+    }
 
     /// RST-3: a private half that was put under a passphrase after it was made is got at with the passphrase alone; where a
     /// credential is to hold it, none is made.

@@ -19,6 +19,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::ike::jobs::System;
+use postern_ike::Secret;
 use postern_ike::record::SavedIke;
 use postern_ike::recovery::Settings as Pace;
 use postern_nvram::{Backup, Key};
@@ -45,6 +47,8 @@ pub struct Settings {
     pub pace: Pace,
     /// How the private half of the keys is got at.
     pub access: Access,
+    /// Peers get tokens, by which they believe that an IKE SA was lost (RFC 6290).
+    pub tokens: bool,
 }
 
 impl Default for Settings {
@@ -55,6 +59,7 @@ impl Default for Settings {
             checkpoint: Duration::from_mins(5),
             pace: Pace::default(),
             access: Access::default(),
+            tokens: true,
         }
     }
 }
@@ -81,6 +86,8 @@ pub struct Beginning {
     pub adopted: Vec<SavedIke>,
     /// The new backup; `None`: nothing is saved.
     pub journal: Option<Journal>,
+    /// What tokens for peers are made from (RFC 6290).
+    pub tokens: Option<Secret>,
     /// What is wrong.
     pub problems: Vec<String>,
 }
@@ -158,7 +165,8 @@ pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Begi
         if living.is_some() { Cause::ControlDied } else { Cause::Crashed }
     });
     info!("{}", cause.text());
-    let mut beginning = Beginning { cause, tell: Vec::new(), adopted: Vec::new(), journal: None, problems };
+    let mut beginning =
+        Beginning { cause, tell: Vec::new(), adopted: Vec::new(), journal: None, tokens: None, problems };
     if !settings.enabled {
         return beginning;
     }
@@ -171,6 +179,12 @@ pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Begi
             return beginning;
         }
     };
+    if settings.tokens {
+        match keys::token_secret(&directory, &mut System::default()) {
+            Ok(secret) => beginning.tokens = Some(secret),
+            Err(error) => beginning.problem(format!("peers get no tokens: {error}")),
+        }
+    }
     let mut carried = Vec::new();
     if cause.is_reset() || cause.is_adoption() {
         beginning.read(&store, (&private, &settings.access), &living.unwrap_or_default(), &mut carried);

@@ -234,6 +234,8 @@ registry! {
         EAP_ONLY_AUTHENTICATION = 16417,
         /// RFC 6023.
         CHILDLESS_IKEV2_SUPPORTED = 16418,
+        /// RFC 6290.
+        QCD_TOKEN = 16419,
         /// RFC 6311.
         IKEV2_MESSAGE_ID_SYNC_SUPPORTED = 16420,
         /// RFC 7383.

@@ -386,8 +386,8 @@ impl Established {
                 }
             }
             Task::CheckPeer => self.check_peer(common, core, now),
-            // IKEv1 has neither.
-            Task::DeleteIke(_) | Task::UpdateAddresses => {}
+            // IKEv1 has none of them.
+            Task::DeleteIke(_) | Task::UpdateAddresses | Task::GiveToken => {}
         }
     }
 

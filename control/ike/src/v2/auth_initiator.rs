@@ -25,6 +25,7 @@ use crate::message::registry::{
 };
 use crate::message::{Configuration, IdData, Notify, Payload};
 use crate::output::{Effect, Path, VirtualConfiguration};
+use crate::qcd;
 use crate::report::{CloseReason, Failure};
 
 const EXCHANGE: ExchangeType = ExchangeType::IKE_AUTH;
@@ -121,7 +122,9 @@ impl Authenticating {
         if let Some(expected) = connection.remote_id.exact() {
             payloads.push(Payload::IdR(expected.to_data()));
         }
+        let proves = auth.is_some();
         payloads.extend(auth);
+        payloads.extend(token(common, core).filter(|_| proves));
         let asking = connection.request_address;
         if asking != (false, false) {
             payloads.push(Payload::Cp(address_request(asking)));
@@ -339,7 +342,8 @@ impl Authenticating {
                 let data = self.keyed.psk(true, &self.own_id, &msk);
                 self.msk = Some(msk);
                 let auth = Payload::Auth { method: AuthMethod::SHARED_KEY, data: data.expose().to_vec() };
-                self.send(common, core, now, &[auth]);
+                let payloads: Vec<_> = [auth].into_iter().chain(token(common, core)).collect();
+                self.send(common, core, now, &payloads);
                 Ok(State::Authenticating(self))
             }
             ClientStep::Failure { why } => {
@@ -372,6 +376,7 @@ impl Authenticating {
         let asked = connection.request_address != (false, false);
         let mut established =
             Established::new(common, core, now, &connection, keyed, remote_id, assigned.addresses, None);
+        established.token = qcd::given(&payloads);
         if let Some(proposed) = proposed {
             let child = connection.children.get(proposed.index);
             let outcome = match child {
@@ -429,6 +434,11 @@ impl Authenticating {
             core.host.release_spi(proposed.spi_in);
         }
     }
+}
+
+/// RFC 6290 section 4.2: it goes with the last AUTH payload of this side.
+fn token(common: &Common, core: &Core) -> Option<Payload> {
+    core.tokens.as_ref().map(|tokens| tokens.notify(common.spi_i, common.spi_r))
 }
 
 /// Section 2.4: "INITIAL_CONTACT ... asserts that this IKE SA is the only IKE SA currently active".

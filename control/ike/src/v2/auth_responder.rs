@@ -18,6 +18,7 @@ use crate::job::{Done, Job};
 use crate::message::legality::{self, Payloads, Phase};
 use crate::message::registry::{AuthMethod, CertEncoding, CfgAttribute, CfgType, ExchangeType, NotifyType};
 use crate::message::{Configuration, IdData, Notify, Payload};
+use crate::qcd;
 use crate::report::Failure;
 
 const EXCHANGE: ExchangeType = ExchangeType::IKE_AUTH;
@@ -344,6 +345,8 @@ fn establish(
         addresses.clone(),
         Some((key, first_contact)),
     );
+    established.token = qcd::given(&payloads);
+    answer.extend(core.tokens.as_ref().map(|tokens| tokens.notify(common.spi_i, common.spi_r)));
     let mut problem = None;
     match leased {
         Ok((_, Some(reply))) => answer.push(Payload::Cp(reply)),

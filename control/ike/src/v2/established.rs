@@ -17,6 +17,7 @@ use super::mobike::{Moving, check_payloads};
 use super::nat::Nat;
 use super::rekey_ike::{IkeRequest, NewIke, PeerRekey};
 use super::{Common, Task};
+use crate::Secret;
 use crate::auth::identity::Identity;
 use crate::config::{Connection, Start, Unique};
 use crate::crypto::keys::Derivation;
@@ -29,6 +30,7 @@ use crate::message::registry::{ExchangeType, NotifyType};
 use crate::message::{IkeSpi, Notify, Payload};
 use crate::negotiate::IkeSuite;
 use crate::output::{ChildId, Effect, IkeSaView, Path, Persist, SaId};
+use crate::qcd;
 use crate::record::{PeerTag, SavedBody, SavedIke, Strategy, UNLIMITED, whole_seconds};
 use crate::report::{CloseReason, Failure, Report};
 
@@ -74,6 +76,8 @@ pub(super) struct Established {
     /// The peer has deleted it while this side's own rekey, which is to come to nothing, was under way.
     pub(super) lost: bool,
     pub(super) moving: Moving,
+    /// What the peer presents when it has lost this SA (RFC 6290).
+    pub(super) token: Option<Secret>,
     /// What the peer has deleted and this side had not heard of, while its own exchange for a child was under way: the answer
     /// that made it may still come.
     pub(super) unheard: Vec<u32>,
@@ -196,6 +200,7 @@ impl Established {
             replaced: false,
             lost: false,
             moving: Moving::default(),
+            token: None,
             unheard: Vec::new(),
         }
     }
@@ -446,6 +451,12 @@ impl Established {
                     self.ours = Some(Ours::Check);
                 }
                 Task::UpdateAddresses => self.update_addresses(common, core, now),
+                Task::GiveToken => {
+                    let Some(tokens) = &core.tokens else { continue };
+                    let payloads = [tokens.notify(common.spi_i, common.spi_r)];
+                    self.request(common, core, now, ExchangeType::INFORMATIONAL, &payloads);
+                    self.ours = Some(Ours::Check);
+                }
             }
         }
     }
@@ -485,6 +496,9 @@ impl Established {
         datagram: &[u8],
         parsed: &Parsed<'_>,
     ) -> Alive {
+        if qcd::presents(parsed, self.token.as_ref()) {
+            return Alive::No(CloseReason::Forgotten);
+        }
         if self.theirs.is_some() && !parsed.head.response {
             core.ignore(now, Some(common.id), path, Ignored::Busy);
             return Alive::Yes;
@@ -758,7 +772,7 @@ impl Established {
         }
         core.children.remove(&child.id);
         core.host.release_spi(child.spi_in);
-        if !child.is_current() && reason != CloseReason::Dead {
+        if !child.is_current() && !matches!(reason, CloseReason::Dead | CloseReason::Forgotten) {
             return;
         }
         let connection = Arc::clone(&self.connection.name);
@@ -766,6 +780,9 @@ impl Established {
         let again = match (self.connection.children.get(child.index), reason) {
             (Some(config), CloseReason::Peer) => config.on_close == Start::Start,
             (Some(config), CloseReason::Dead) => config.on_dpd == Start::Start,
+            (Some(config), CloseReason::Forgotten) => {
+                [config.on_close, config.on_dpd].contains(&Start::Start)
+            }
             (Some(config), CloseReason::Expired | CloseReason::Failed) => config.start == Start::Start,
             _ => false,
         };
@@ -808,12 +825,17 @@ impl Established {
             moving: std::mem::take(&mut self.moving),
             path: common.path,
             nat: common.nat,
+            knows_tokens: self.token.is_some(),
         }
     }
 
     /// Takes over what a predecessor had.
     pub(super) fn inherit(&mut self, common: &mut Common, core: &mut Core, now: Now, estate: Estate) {
-        let Estate { children, tasks, addresses, moving, path, nat } = estate;
+        let Estate { children, tasks, addresses, moving, path, nat, knows_tokens } = estate;
+        if knows_tokens {
+            // The old token is of the old SPIs (RFC 6290 section 4.3).
+            self.tasks.push_back(Task::GiveToken);
+        }
         let moved = common.path != path;
         (common.path, common.nat) = (path, nat);
         if moved {
@@ -845,6 +867,8 @@ pub(crate) struct Estate {
     moving: Moving,
     path: Path,
     nat: Nat,
+    /// The peer has given a token itself.
+    knows_tokens: bool,
 }
 
 /// An IKE SA of a peer: its name, whether this side began it, the initiator's SPI, since when.

@@ -12,6 +12,7 @@ use crate::message::Payload;
 use crate::message::legality::Payloads;
 use crate::message::registry::{ExchangeType, NotifyType, ProtocolId};
 use crate::output::{ChildId, Effect, Path};
+use crate::qcd;
 use crate::report::{CloseReason, Report};
 
 const EXCHANGE: ExchangeType = ExchangeType::INFORMATIONAL;
@@ -45,6 +46,9 @@ impl Established {
         // Section 2.21.2: the initiator refuses our authentication; without a Delete it means the same.
         if payloads.notify(NotifyType::AUTHENTICATION_FAILED).is_some() {
             ends = true;
+        }
+        if let Some(token) = qcd::given(payloads) {
+            self.token = Some(token);
         }
         if !ends {
             answer.extend(self.mobike_request(common, core, now, path, payloads));

@@ -115,6 +115,8 @@ pub(crate) enum Task {
     CheckPeer,
     /// RFC 4555: tell the peer the addresses.
     UpdateAddresses,
+    /// RFC 6290: the peer gets this side's token.
+    GiveToken,
 }
 
 /// What a handler makes of the state.

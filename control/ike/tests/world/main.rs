@@ -19,4 +19,5 @@ mod rekey;
 mod reset;
 mod sim;
 mod sites;
+mod tokens;
 mod v1;

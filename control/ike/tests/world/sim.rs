@@ -155,6 +155,7 @@ pub struct Installed {
 pub struct Node {
     pub name: &'static str,
     pub endpoint: Endpoint,
+    configured: Vec<Arc<Connection>>,
     machine: Arc<Mutex<Machine>>,
     random: Seeded,
     pub behind: Option<usize>,
@@ -272,6 +273,7 @@ impl World {
         self.nodes.push(Node {
             name,
             endpoint: Endpoint::new(settings, host, Box::new(random.clone())),
+            configured: Vec::new(),
             machine,
             random: Seeded::new(self.random.next()),
             behind: None,
@@ -309,7 +311,14 @@ impl World {
     }
 
     pub fn configure(&mut self, node: usize, connections: Vec<Arc<Connection>>, pools: &[PoolConfig]) {
+        self.nodes[node].configured.clone_from(&connections);
         self.with(node, |endpoint, now| endpoint.configure(now, connections, pools));
+    }
+
+    /// The same connections as before a restart.
+    pub fn reconfigure(&mut self, node: usize) {
+        let connections = self.nodes[node].configured.clone();
+        self.with(node, |endpoint, now| endpoint.configure(now, connections, &[]));
     }
 
     pub fn initiate(&mut self, node: usize, connection: &str) {

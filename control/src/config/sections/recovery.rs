@@ -20,6 +20,7 @@ pub(super) fn recovery(section: Option<Table<'_, '_>>) -> Settings {
         tcti: table.get::<String>("tcti").map(|found| found.value),
         tpm_counter: table.or("tpm_counter", false),
     };
+    settings.tokens = table.or("quick_crash_detection", settings.tokens);
     let pace = &mut settings.pace;
     pace.rate = table.or("rate", pace.rate);
     pace.in_flight = table.or("in_flight", pace.in_flight).max(1);
