@@ -50,7 +50,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             rate: 100_000,
-            in_flight: 20_000,
+            in_flight: 8_192,
             tries: 7,
             silent_tries: 3,
             first: Duration::from_millis(500),

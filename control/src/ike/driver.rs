@@ -53,7 +53,7 @@ use crate::datapath::supervisor::{Notice, Order};
 use crate::recovery::{self, Ending};
 
 /// Datagrams that are read before anything else has its turn.
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 
 /// Housekeeping.
 const TICK: Duration = Duration::from_secs(1);

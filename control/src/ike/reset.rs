@@ -19,8 +19,9 @@ use crate::recovery::{Beginning, BurstReport, Cause, Journal, Report, Settings};
 /// Messages in one call of the system.
 const BATCH: usize = 64;
 
-/// Messages of the burst before something else has its turn.
-const TURN: usize = 1024;
+/// Messages of the burst before something else has its turn: fewer than are read in a turn, or answers wait until their
+/// questions are repeated.
+const TURN: usize = BATCH;
 
 /// Until the system is asked again whether it takes more.
 const FULL: Duration = Duration::from_millis(1);
