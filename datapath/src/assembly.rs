@@ -77,7 +77,8 @@ pub enum AssemblyError {
     Histogram(#[from] hdrhistogram::CreationError),
 }
 
-/// Expanded keys, flows and routes that a worker remembers at least and at most: 2.9 to 95 MB in all.
+/// Expanded keys, flows and routes that a worker remembers at least (2.9 MB), and that all workers remember together at
+/// the most (95 MB).
 const REMEMBERED: (usize, usize) = (4096, 1 << 17);
 
 /// Makes the workers.
@@ -90,8 +91,9 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
         let position = interfaces.iter().position(|interface| wanted(&interface.info))?;
         u16::try_from(position).ok().map(PortIndex)
     };
-    // As many as SAs that each may have.
-    let remembered = usize::try_from(sa_slots).unwrap_or(usize::MAX).clamp(REMEMBERED.0, REMEMBERED.1);
+    // As many as SAs that each may have: these are spread over the workers.
+    let all = usize::try_from(sa_slots).unwrap_or(usize::MAX).min(REMEMBERED.1);
+    let remembered = (all / workers.max(1)).max(REMEMBERED.0);
     let (host_port, socket_port) = (find(|info| info.host), find(|info| info.socket));
     let mut infos = Vec::new();
     let mut server_of = Vec::new();
