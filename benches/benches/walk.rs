@@ -19,8 +19,8 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
 use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, Lifetime, Mode, PathPolicy,
-    Policy, PolicyId, SaConfig, SaId, Selector, Suite,
+    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
+    PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite,
 };
 use postern_contract::secret::Secret;
 use postern_contract::{Generation, Translation};
@@ -111,7 +111,7 @@ fn sa(
         follow_peer: direction == Direction::Inbound,
         pair: None,
         bundle: None,
-        static_keys: false,
+        origin: KeyOrigin::Negotiated,
         worker: None,
     }))
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use postern_contract::relay::{RelayEntry, RelayId};
 use postern_contract::sa::{
-    Action, Direction, IpsecProtocol, Mode, Policy, PolicyId, SaConfig, SaId, Suite, UdpEncap,
+    Action, Direction, IpsecProtocol, KeyOrigin, Mode, Policy, PolicyId, SaConfig, SaId, Suite, UdpEncap,
 };
 use postern_contract::{Generation, Translation};
 use postern_wire::ids::Spi;
@@ -281,7 +281,7 @@ impl Desired {
                         && direction == Direction::Inbound,
                     pair,
                     bundle: ah_id.filter(|_| bundled && protocol == IpsecProtocol::Esp),
-                    static_keys: true,
+                    origin: KeyOrigin::Static,
                     worker,
                 };
                 let suite = suite_name.clone().unwrap_or_default();
@@ -347,7 +347,7 @@ pub(crate) fn duplicate(config: &SaConfig) -> SaConfig {
         follow_peer,
         pair,
         bundle,
-        static_keys,
+        origin,
         worker,
     } = config;
     SaConfig {
@@ -375,7 +375,7 @@ pub(crate) fn duplicate(config: &SaConfig) -> SaConfig {
         follow_peer: *follow_peer,
         pair: *pair,
         bundle: *bundle,
-        static_keys: *static_keys,
+        origin: *origin,
         worker: *worker,
     }
 }

@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
 use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, Lifetime, Mode, PathPolicy,
-    Policy, PolicyId, SaConfig, SaId, Selector, Suite, UdpEncap,
+    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
+    PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, UdpEncap,
 };
 use postern_contract::secret::Secret;
 use postern_contract::{Generation, Translation};
@@ -136,7 +136,7 @@ impl Kind {
                 follow_peer: true,
                 pair: None,
                 bundle,
-                static_keys: false,
+                origin: KeyOrigin::Negotiated,
                 worker: None,
             }))
         };

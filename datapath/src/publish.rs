@@ -18,7 +18,7 @@ use postern_contract::counters::RelayCounters;
 use postern_contract::event::{Event, LimitKind};
 use postern_contract::relay::{RelayEntry, RelayId};
 use postern_contract::request::{Done, Operation, Refusal};
-use postern_contract::sa::{Direction, IpsecProtocol, PolicyId, SaConfig, SaId};
+use postern_contract::sa::{Direction, IpsecProtocol, KeyOrigin, PolicyId, SaConfig, SaId};
 use postern_wire::ids::Spi;
 
 use crate::command::{Command, Returned, SaSnapshot, Table};
@@ -234,7 +234,12 @@ impl Publisher {
                 && config.suite.validate(config.protocol).is_ok()
             {
                 let print = fingerprint(&config.suite);
-                let first = self.ledger.ceiling(&print).unwrap_or(0).max(config.sequence);
+                let known = self.ledger.ceiling(&print);
+                if config.origin == KeyOrigin::Restored && known.is_none() {
+                    // Refused when it is its turn.
+                    continue;
+                }
+                let first = known.unwrap_or(0).max(config.sequence);
                 let ceiling = first.saturating_add(RESERVE_BLOCK);
                 raises.push((print, ceiling));
                 reservations.insert(config.id, (first, ceiling));
@@ -271,15 +276,17 @@ impl Publisher {
         let table = table_of(direction);
         let mut numbers = (config.sequence, 0);
         let damaged = self.ledger.damaged();
-        if config.static_keys && damaged > 0 {
+        if matches!(config.origin, KeyOrigin::Static | KeyOrigin::Restored) && damaged > 0 {
             // A lost ceiling cannot be told from one that never was.
             return Err(Refusal::Storage(format!(
-                "{damaged} records of sequence numbers are damaged, so keys from a file could be used twice with one \
-                 number, or take a packet twice; give the tunnels new keys, then remove the ledger from the state directory"
+                "{damaged} records of sequence numbers are damaged, so keys that were used before could be used twice with \
+                 one number, or take a packet twice; give the tunnels new keys, then remove the ledger from the state \
+                 directory"
             )));
         }
         // Without a window nothing is refused, so there is nothing to keep.
-        let kept = direction == Direction::Inbound && config.static_keys && config.replay_window > 0;
+        let comes_back = config.origin != KeyOrigin::Negotiated;
+        let kept = direction == Direction::Inbound && comes_back && config.replay_window > 0;
         let window = kept.then(|| window_name(&config.suite));
         if let Some(name) = &window {
             numbers.0 = Windows::begin(&self.ledger, name, config.sequence);
@@ -291,7 +298,13 @@ impl Publisher {
                 return Err(Refusal::Invalid(text.to_owned()));
             }
             let reserved = reserved.as_ref().map_err(Clone::clone)?;
-            numbers = *reserved.get(&config.id).ok_or(Refusal::Full)?;
+            numbers = *reserved.get(&config.id).ok_or_else(|| match config.origin {
+                KeyOrigin::Restored => Refusal::Storage(
+                    "nothing is known of the sequence numbers that were used with these keys before"
+                        .to_owned(),
+                ),
+                _ => Refusal::Full,
+            })?;
         }
         let link = self.workers.get_mut(usize::from(worker)).ok_or(Refusal::Full)?;
         let index = link.indices(table).take().ok_or(Refusal::Full)?;
@@ -442,7 +455,7 @@ impl Publisher {
 
     fn remove_sa(&mut self, id: SaId) -> Done {
         let Some(config) = self.sas.remove(&id) else { return Done::Already };
-        self.windows.remove(id);
+        let window = self.windows.remove(id);
         self.point_users(id, None);
         if let Some(key) = spi_key(&config) {
             self.inbound_spis.remove(&key, id);
@@ -459,12 +472,15 @@ impl Publisher {
         }
         let (table, handle) = (table_of(config.direction()), config.handle);
         self.send(handle.worker(), Command::Take(table, handle.index()));
-        if let Some(print) = key_name(&config) {
-            self.outbound_keys.remove(&print, id);
-            if !config.has_static_keys() {
-                // These keys never come back, so neither can their numbers. A failed write leaves a record too many.
-                let _ = self.ledger.forget(&[print]);
-            }
+        let print = key_name(&config);
+        if let Some(print) = &print {
+            self.outbound_keys.remove(print, id);
+        }
+        if !config.has_static_keys()
+            && let Some(name) = print.or(window)
+        {
+            // These keys never come back, so neither can their numbers. A failed write leaves a record too many.
+            let _ = self.ledger.forget(&[name]);
         }
         Done::Applied
     }

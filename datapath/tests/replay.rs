@@ -14,9 +14,9 @@ use std::time::Duration;
 use common::*;
 use postern_contract::counters::DropReason;
 use postern_contract::event::Event;
-use postern_contract::request::Operation;
-use postern_contract::sa::SaId;
-use postern_datapath::testbed::{OUTSIDE, Testbed};
+use postern_contract::request::{Operation, Refusal};
+use postern_contract::sa::{KeyOrigin, SaId};
+use postern_datapath::testbed::{Layout, OUTSIDE, Testbed};
 use postern_wire::{ah, esp};
 
 /// The sequence number on the wire of an ESP or AH packet over IPv4.
@@ -246,7 +246,7 @@ fn dp_4_no_packet_is_taken_again_after_a_restart() {
 fn dp_4_windows_of_other_keys_begin_as_described() {
     let fleeting = |operations: &mut Vec<Operation>| {
         for id in [A_IN, A_OUT] {
-            sa(operations, id).static_keys = false;
+            sa(operations, id).origin = KeyOrigin::Negotiated;
         }
     };
     let mut pair = Pair::with(Suites::Gcm128, Options::default(), |operations, _| fleeting(operations));
@@ -258,6 +258,48 @@ fn dp_4_windows_of_other_keys_begin_as_described() {
     fleeting(&mut operations);
     pair.restart_a(operations);
     assert_eq!(pair.open_a(&sealed).len(), 1, "control must not install such keys again");
+}
+
+/// RST-9, DP-4: keys that were saved for the time after a reset come back with higher numbers and a window that takes
+/// nothing twice; once their SA was removed, or where the ledger is not the one that they were used with, they are refused.
+#[test]
+fn rst_9_saved_keys_come_back_once() {
+    let with = |origin| {
+        let mut operations = side(Suites::Gcm128, &Options::default(), true);
+        for id in [A_IN, A_OUT] {
+            sa(&mut operations, id).origin = origin;
+        }
+        operations
+    };
+    let refused = |bed: &mut Testbed, operations| {
+        let results = bed.apply(operations);
+        assert!(matches!(results[1], Err(Refusal::Storage(_))), "{results:?}");
+    };
+    let mut pair = Pair::with(Suites::Gcm128, Options::default(), |operations, is_a| {
+        if is_a {
+            *operations = with(KeyOrigin::Saved);
+        }
+    });
+    let packet = datagram(false, false, b"once");
+    let taken = pair.protect_b(&packet).remove(0);
+    assert_eq!(pair.open_a(&taken).len(), 1);
+    let mut highest = number(&sealed(&mut pair, 1)[0]);
+    pair.a.advance(Duration::from_secs(1));
+    for _ in 0..2 {
+        pair.restart_a(with(KeyOrigin::Restored));
+        assert!(pair.open_a(&taken).is_empty(), "taken twice");
+        let next = number(&sealed(&mut pair, 1)[0]);
+        assert!(next > highest);
+        highest = next;
+        pair.a.advance(Duration::from_secs(1));
+    }
+    for result in pair.a.apply([A_IN, A_OUT].map(Operation::RemoveSa).into()) {
+        result.unwrap();
+    }
+    refused(&mut pair.a, with(KeyOrigin::Restored));
+    let elsewhere = tempfile::TempDir::new().unwrap();
+    let mut other = Testbed::new(&Layout::default(), elsewhere.path()).unwrap();
+    refused(&mut other, with(KeyOrigin::Restored));
 }
 
 /// DP-4: an SA is removed and installed again, with the same id, in one message.

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use postern_contract::counters::DropReason;
 use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, Direction, Encryption, Integrity, IpsecProtocol, Lifetime, Mode, PathPolicy, Policy, PolicyId,
-    SaConfig, SaId, Selector, UdpEncap,
+    Action, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode, PathPolicy, Policy,
+    PolicyId, SaConfig, SaId, Selector, UdpEncap,
 };
 use postern_contract::secret::Secret;
 use postern_contract::{Generation, Translation, sa};
@@ -148,7 +148,7 @@ fn operations(case: &Case, number: u64) -> Vec<Operation> {
             follow_peer: false,
             pair: None,
             bundle: None,
-            static_keys: false,
+            origin: KeyOrigin::Negotiated,
             worker: None,
         };
         let mode = if pair.mode == "tunnel" { Mode::Tunnel } else { Mode::Transport };

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use postern_contract::request::{Done, Operation, Reply, Request, Status};
 use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, Lifetime, Mode, PathPolicy,
-    Policy, PolicyId, SaConfig, SaId, Selector, Suite,
+    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
+    PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite,
 };
 use postern_contract::secret::Secret;
 use postern_contract::transport::{Connection, Ready};
@@ -258,7 +258,7 @@ fn pair(number: u32) -> [Operation; 3] {
             follow_peer: true,
             pair: Some(id(other)),
             bundle: None,
-            static_keys: true,
+            origin: KeyOrigin::Static,
             worker: None,
         }))
     };

@@ -31,8 +31,8 @@ use arrayvec::ArrayVec;
 use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
 use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, Lifetime, Mode, PathPolicy,
-    Policy, PolicyId, SaConfig, SaId, Selector, Suite,
+    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
+    PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite,
 };
 use postern_contract::secret::Secret;
 use postern_contract::settings::Backend;
@@ -154,7 +154,7 @@ fn sa(number: u32, direction: Direction, suite: Suite) -> Operation {
         follow_peer: direction == Direction::Inbound,
         pair: None,
         bundle: None,
-        static_keys: false,
+        origin: KeyOrigin::Negotiated,
         worker: None,
     }))
 }

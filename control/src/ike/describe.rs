@@ -7,8 +7,8 @@ use std::time::Duration;
 use postern_contract::Generation;
 use postern_contract::Translation;
 use postern_contract::sa::{
-    AddressRange, Direction, Encryption, Integrity, IpsecProtocol, Mode, SaConfig, SaId, Selector, Suite,
-    UdpEncap,
+    AddressRange, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Mode, SaConfig, SaId, Selector,
+    Suite, UdpEncap,
 };
 use postern_contract::secret::Secret;
 use postern_ike::config::{self, Connection};
@@ -99,7 +99,7 @@ pub fn describe(
             follow_peer: inbound && esp && settings.follow_peer,
             pair: Some(pair.sa(other)),
             bundle: None,
-            static_keys: false,
+            origin: KeyOrigin::Negotiated,
             worker: settings.worker,
         })
     };

@@ -155,14 +155,14 @@ fn mode() -> impl Strategy<Value = Mode> {
 /// An SA with a valid suite.
 pub fn sa() -> impl Strategy<Value = SaConfig> {
     (
-        any::<(u64, u64, u64, u16, bool, bool, bool)>(),
+        any::<(u64, u64, u64, u16, bool, bool, u8)>(),
         (direction(), mode(), suite(), option::of(encap()), limits(), limits(), path()),
         (translation(spi()), translation(address()), translation(address()), vec(selector(), 0..4)),
         any::<(Option<u64>, Option<u64>, Option<u16>)>(),
     )
         .prop_map(
             |(
-                (id, generation, sequence, window, esn, follow_peer, static_keys),
+                (id, generation, sequence, window, esn, follow_peer, origin),
                 (direction, mode, (protocol, suite), encap, soft, hard, path),
                 (spi, local, remote, selectors),
                 (pair, bundle, worker),
@@ -186,7 +186,10 @@ pub fn sa() -> impl Strategy<Value = SaConfig> {
                 follow_peer,
                 pair: pair.map(SaId),
                 bundle: bundle.map(SaId),
-                static_keys,
+                origin: [KeyOrigin::Negotiated, KeyOrigin::Saved, KeyOrigin::Restored, KeyOrigin::Static]
+                    .get(usize::from(origin % 4))
+                    .copied()
+                    .unwrap_or(KeyOrigin::Negotiated),
                 worker,
             },
         )

@@ -307,6 +307,22 @@ impl Default for PathPolicy {
     }
 }
 
+/// Where the keys of an SA come from, and so whether they may be installed once more after it or in another life of the
+/// datapath. If they may, what was reserved of its sequence numbers and what its window had accepted is kept for them,
+/// so that no number is used twice with the same key and no packet is taken twice (DESIGN decision 8, DP-4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum KeyOrigin {
+    /// Negotiated: they never come back.
+    Negotiated,
+    /// Negotiated and saved with their IKE SA: after a reset they may come back as [`Restored`](Self::Restored), unless
+    /// the SA was removed before.
+    Saved,
+    /// Negotiated before a reset. Refused if the datapath does not remember them.
+    Restored,
+    /// From a file: they come back at any time, also after the SA was removed.
+    Static,
+}
+
 /// Everything the datapath needs to know about one SA.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct SaConfig {
@@ -348,9 +364,8 @@ pub struct SaConfig {
     pub pair: Option<SaId>,
     /// SA bundle: for an ESP SA the AH SA that is applied after it (outbound) or must have been verified before it (inbound).
     pub bundle: Option<SaId>,
-    /// The keys come from a file and will come back after a restart: the reservation of sequence numbers then
-    /// outlives the SA, so that no number is used twice with the same key (DESIGN decision 8).
-    pub static_keys: bool,
+    /// Whether the keys may be installed once more.
+    pub origin: KeyOrigin,
     /// Worker that owns the SA; `None` lets the datapath choose.
     pub worker: Option<u16>,
 }

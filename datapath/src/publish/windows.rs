@@ -1,5 +1,6 @@
-//! Tops of anti-replay windows that outlive the process (DP-4), of inbound SAs with static keys: after a crash the same keys
-//! are installed again, and what was captured before must not be accepted once more.
+//! Tops of anti-replay windows that outlive the process (DP-4), of inbound SAs whose keys come back (from a file, or
+//! saved for the time after a reset): after a crash the same keys are installed again, and what was captured before must
+//! not be accepted once more.
 //!
 //! A *promise* is kept in the [`Ledger`] for each of these SAs: no number above it was accepted. A window that is
 //! installed again begins at the promise. So the promise has to run ahead of the window, and it should not run far: what
@@ -7,7 +8,7 @@
 //!
 //! Tops are looked at once a second, off the packets' way. An SA's promise is raised when the numbers left are fewer
 //! than came since the last look, to twice that many and at least [`MARGIN`]. Hence
-//! - a crash costs an SA with static keys at most the packets of about two seconds, or [`MARGIN`];
+//! - a crash costs such an SA at most the packets of about two seconds, or [`MARGIN`];
 //! - what is accepted beyond a promise in a sudden burst may be accepted once more if the datapath dies within the same
 //!   second. To close that gap such packets would have to be dropped whenever traffic speeds up, crash or not.
 //!
@@ -57,9 +58,9 @@ impl Windows {
         self.by_id.insert(id, Window { name, seen: top, promise: top, last });
     }
 
-    /// An SA was removed. Its promise stays: its keys may come back.
-    pub(super) fn remove(&mut self, id: SaId) {
-        self.by_id.remove(&id);
+    /// An SA was removed. Gives the name of its promise, which stays: its keys may come back.
+    pub(super) fn remove(&mut self, id: SaId) -> Option<[u8; 16]> {
+        self.by_id.remove(&id).map(|window| window.name)
     }
 
     /// The SAs to look at in this second; none if that was done.

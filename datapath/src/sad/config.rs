@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use postern_contract::request::Refusal;
 use postern_contract::sa::{
-    AddressRange, Direction, DscpPolicy, IpsecProtocol, Lifetime, Limits, Mode, PathPolicy, SaConfig, SaId,
-    Selector, UdpEncap,
+    AddressRange, Direction, DscpPolicy, IpsecProtocol, KeyOrigin, Lifetime, Limits, Mode, PathPolicy,
+    SaConfig, SaId, Selector, UdpEncap,
 };
 use postern_contract::{Generation, Translation};
 use postern_wire::flow::Flow;
@@ -99,8 +99,8 @@ struct Rare {
     /// What the ICV covers in place of `local` and `remote`, behind a relay (RLY-2).
     authenticated: Option<(IpAddr, IpAddr)>,
     lifetime: Lifetime,
-    /// The reservation of sequence numbers outlives the SA.
-    static_keys: bool,
+    /// Whether what is reserved for the keys outlives the SA.
+    origin: KeyOrigin,
     /// The other SA of the bundle.
     bundle: Option<SaId>,
 }
@@ -131,7 +131,7 @@ impl SaShared {
             follow_peer,
             pair,
             bundle,
-            static_keys,
+            origin,
             worker: _,
         } = config;
         suite.validate(*protocol)?;
@@ -202,8 +202,10 @@ impl SaShared {
             && bundle.is_none();
         let counts = |limits: &Limits| limits.packets.is_some() || limits.bytes.is_some();
         let metered = counts(&lifetime.soft) || counts(&lifetime.hard);
-        let rare =
-            authenticated.is_some() || bundle.is_some() || *static_keys || *lifetime != Lifetime::default();
+        let rare = authenticated.is_some()
+            || bundle.is_some()
+            || *origin != KeyOrigin::Negotiated
+            || *lifetime != Lifetime::default();
         Ok(Self {
             key,
             id: *id,
@@ -227,12 +229,7 @@ impl SaShared {
                 Direction::Outbound => Side::Outbound(fingerprint(suite)),
             },
             rare: rare.then(|| {
-                Box::new(Rare {
-                    authenticated,
-                    lifetime: *lifetime,
-                    static_keys: *static_keys,
-                    bundle: *bundle,
-                })
+                Box::new(Rare { authenticated, lifetime: *lifetime, origin: *origin, bundle: *bundle })
             }),
         })
     }
@@ -282,9 +279,9 @@ impl SaShared {
         self.shape & METERED != 0
     }
 
-    /// Whether the reservation of sequence numbers outlives the SA.
+    /// Whether the keys may be installed again after the SA was removed.
     pub fn has_static_keys(&self) -> bool {
-        self.rare.as_deref().is_some_and(|rare| rare.static_keys)
+        self.rare.as_deref().is_some_and(|rare| rare.origin == KeyOrigin::Static)
     }
 
     /// Whether the other SA of a bundle must be applied or must have been verified.

@@ -220,7 +220,7 @@ pub fn side(suite: Suites, options: &Options, a: bool) -> Vec<Operation> {
             follow_peer: options.follow && inbound,
             pair: Some(pair),
             bundle,
-            static_keys: true,
+            origin: KeyOrigin::Static,
             worker: None,
         }))
     };

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use postern_contract::counters::SaCounters;
 use postern_contract::request::{Done, SaReport};
-use postern_contract::sa::SaConfig;
+use postern_contract::sa::{KeyOrigin, SaConfig};
 use postern_ike::Secret;
 use postern_ike::config::{Connection, Mode};
 use postern_ike::message::registry::{EncrId, IntegId, ProtocolId};
@@ -220,7 +220,12 @@ fn ike_1_install_use_retire() {
     let [inbound, outbound] =
         [0x1001, 0x2001].map(|spi| world.sas.values().find(|sa| sa.spi.on_wire.0 == spi).unwrap());
     assert_eq!((inbound.pair, outbound.pair), (Some(outbound.id), Some(inbound.id)));
-    assert!(!inbound.static_keys && inbound.esn && inbound.sequence == 0 && outbound.sequence == 1);
+    assert!(
+        inbound.origin == KeyOrigin::Negotiated
+            && inbound.esn
+            && inbound.sequence == 0
+            && outbound.sequence == 1
+    );
     assert_eq!(inbound.selectors.len(), 1);
 
     world.install(2, 0, false);
