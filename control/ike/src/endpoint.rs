@@ -4,6 +4,8 @@
 //! order. A datagram is routed by SPIs to its SA, or else, as a first message, judged by admission; nothing is believed
 //! before it is authenticated (DESIGN decision 2).
 
+mod restore;
+
 use core::net::IpAddr;
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -51,6 +53,9 @@ pub struct Now {
 pub trait Host {
     /// An inbound SPI that no SA of this node has, above 255.
     fn allocate_spi(&mut self, random: &mut dyn Random) -> u32;
+
+    /// This inbound SPI, which an SA of before a reset has; `false` if another SA has it.
+    fn claim_spi(&mut self, spi: u32) -> bool;
 
     /// The SPI is free again.
     fn release_spi(&mut self, spi: u32);
@@ -244,6 +249,17 @@ impl Core {
                 return (id, spi);
             }
         }
+    }
+
+    /// A name for an IKE SA of before a reset, whose messages are found under that SPI; `None` if another one has it.
+    pub(crate) fn known_sa(&mut self, spi: IkeSpi) -> Option<SaId> {
+        if spi == IkeSpi::NONE || self.by_spi.contains_key(&spi) {
+            return None;
+        }
+        let id = SaId(self.next_sa);
+        self.next_sa += 1;
+        self.by_spi.insert(spi, id);
+        Some(id)
     }
 
     /// A datagram is not acted on.

@@ -47,6 +47,10 @@ impl Host for Spis {
         self.0
     }
 
+    fn claim_spi(&mut self, _: u32) -> bool {
+        true
+    }
+
     fn release_spi(&mut self, _: u32) {}
 
     fn source_address(&mut self, _: IpAddr) -> Option<IpAddr> {

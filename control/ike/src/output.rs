@@ -151,6 +151,20 @@ pub struct ChildSa {
     pub in_use: bool,
     /// Addresses that were assigned to the peer by this side.
     pub leases: Vec<IpAddr>,
+    /// Whether its keys may be installed once more after a reset, or are.
+    pub origin: Origin,
+}
+
+/// See [`ChildSa::origin`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// They never are.
+    Negotiated,
+    /// They are saved and may be.
+    Saved,
+    /// They were in use before a reset. Sequence numbers go on above all that were used, and nothing is accepted that was
+    /// accepted before; who cannot warrant that must not install them.
+    Restored,
 }
 
 /// The state of an IKE SA, for showing.

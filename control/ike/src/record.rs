@@ -9,11 +9,14 @@
 //! version | kind | SPIi | SPIr | flags | connection | peer | local | remote | expires | body of the kind
 //! ```
 //!
+//! What goes on after a reset has more saved of it, its CHILD_SAs too: [`whole`].
+//!
 //! No counter is restored: [`V2Context::next_request`] is above every message ID that this side has used, because the
 //! record is durable before a request is sent, and what is sealed after a reset has IVs of its own
 //! ([`Sealer::seal_after_reset`]).
 
 mod bytes;
+pub mod whole;
 
 use core::net::SocketAddr;
 use core::time::Duration;
@@ -23,10 +26,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use zeroize::Zeroizing;
 
 use self::bytes::{Reader, Writer};
+use self::whole::Whole;
 use crate::Secret;
 use crate::crypto::digest::sha256;
 use crate::crypto::sk::{Opener, Protection, Sealer};
-use crate::message::emit;
+use crate::message::{emit, parse};
 use crate::message::registry::{EncrId, ExchangeType, IntegId, ProtocolId};
 use crate::message::{Head, IkeSpi, Payload};
 use crate::output::Path;
@@ -43,6 +47,9 @@ pub enum Strategy {
     Delete,
     /// The finished Delete is saved, and no key (RST-8).
     Prebuilt,
+    /// All of it is saved, keys of the CHILD_SAs too, and it goes on where it was. Where that cannot be (in the middle of
+    /// a key exchange, or of another configuration), the peer is told as with `Delete`. IKEv1: as `Delete`.
+    Restore,
     /// Nothing is saved: the peer finds out by itself.
     None,
 }
@@ -56,6 +63,9 @@ const VERSION: u8 = 1;
 /// Message IDs that are tried above the saved one, each later than the one before: more than none only if the last
 /// changes did not reach the storage.
 pub const WALK: u32 = 3;
+
+/// Longest record of an IKE SA that is to go on: with what the storage adds it takes at most 2,048 bytes.
+pub const LONGEST_WHOLE: usize = MAX_RECORD - 100;
 
 /// Longest request that is saved with its IKE SA.
 const LONGEST_REQUEST: usize = 256;
@@ -100,6 +110,8 @@ pub enum SavedBody {
     V1Context(V1Context),
     /// The messages, in the order in which they are sent (RST-8).
     Prebuilt(Prebuilt),
+    /// IKEv2: everything, so that it can go on.
+    Whole(Box<Whole>),
 }
 
 /// What the Delete of an IKEv2 SA is made from, and what its answer is recognised by.
@@ -135,9 +147,10 @@ pub struct V1Context {
 pub enum Unanswered {
     /// All were answered.
     None,
-    /// This one.
+    /// This one, which can be repeated.
     Kept(Vec<u8>),
-    /// One that is too long to be kept. A Delete goes out under its message ID as well.
+    /// One that is too long to be kept, or is not to be repeated because the peer would begin new keys by it that nobody
+    /// else knows. A Delete goes out under its message ID as well.
     Long,
 }
 
@@ -182,10 +195,14 @@ impl Unanswered {
     /// Of a request that is outstanding.
     pub(crate) fn of(datagrams: &Datagrams) -> Self {
         match datagrams.iter().as_slice() {
-            [one] if one.len() <= LONGEST_REQUEST => Self::Kept(one.clone()),
+            [one] if one.len() <= LONGEST_REQUEST && is_informational(one) => Self::Kept(one.clone()),
             _ => Self::Long,
         }
     }
+}
+
+fn is_informational(message: &[u8]) -> bool {
+    parse::peek(message).is_some_and(|peek| peek.head.exchange == ExchangeType::INFORMATIONAL)
 }
 
 impl V2Context {
@@ -282,9 +299,46 @@ impl SavedIke {
         let finished = match &self.body {
             SavedBody::V2Context(context) => context.prebuilt(self.spis, self.initiator),
             SavedBody::V1Context(context) => context.prebuilt(self.spis),
+            SavedBody::Whole(whole) => whole.context.prebuilt(self.spis, self.initiator),
             SavedBody::Prebuilt(_) => return self,
         };
         self.body = SavedBody::Prebuilt(finished);
+        self
+    }
+
+    /// What is too long is left out: first the answer that may have to be repeated, then everything but what a Delete is
+    /// made from.
+    #[must_use]
+    pub fn into_fitting(mut self) -> Self {
+        if self.fits() {
+            return self;
+        }
+        if let SavedBody::Whole(whole) = &mut self.body {
+            whole.answer = None;
+        }
+        if self.fits() {
+            return self;
+        }
+        let Self { spis, initiator, connection, peer, path, expires, body } = self;
+        let body = match body {
+            SavedBody::Whole(whole) => SavedBody::V2Context(whole.into_context()),
+            other => other,
+        };
+        Self { spis, initiator, connection, peer, path, expires, body }
+    }
+
+    fn fits(&self) -> bool {
+        !matches!(self.body, SavedBody::Whole(_)) || self.write().finish_within(LONGEST_WHOLE).is_some()
+    }
+
+    /// It is about to go on: from now on it is the next life that is saved, so that none begins twice, whatever becomes of
+    /// this one. To be durable before [`Endpoint::restore`](crate::endpoint::Endpoint::restore) is given the record as it
+    /// was.
+    #[must_use]
+    pub fn into_next_life(mut self) -> Self {
+        if let SavedBody::Whole(whole) = &mut self.body {
+            whole.life = whole.life.saturating_add(1);
+        }
         self
     }
 
@@ -299,6 +353,10 @@ impl SavedIke {
 
     /// To bytes.
     pub fn encode(&self) -> Zeroizing<Vec<u8>> {
+        self.write().finish()
+    }
+
+    fn write(&self) -> Writer {
         let Self { spis: (spi_i, spi_r), initiator, connection, peer: PeerTag(peer), path, expires, body } =
             self;
         let Path { local, remote, natt } = path;
@@ -307,6 +365,7 @@ impl SavedIke {
             SavedBody::V2Context(_) => KIND_V2_CONTEXT,
             SavedBody::V1Context(_) => KIND_V1_CONTEXT,
             SavedBody::Prebuilt(_) => KIND_PREBUILT,
+            SavedBody::Whole(_) => KIND_WHOLE,
         };
         writer.bytes(&[VERSION, kind]);
         writer.bytes(&spi_i.0.to_be_bytes());
@@ -322,8 +381,9 @@ impl SavedIke {
             SavedBody::V2Context(context) => write_v2(&mut writer, context),
             SavedBody::V1Context(context) => write_v1(&mut writer, context),
             SavedBody::Prebuilt(prebuilt) => write_prebuilt(&mut writer, prebuilt),
+            SavedBody::Whole(whole) => whole.write(&mut writer),
         }
-        writer.finish()
+        writer
     }
 
     /// From bytes.
@@ -353,6 +413,7 @@ impl SavedIke {
             KIND_V2_CONTEXT => SavedBody::V2Context(read_v2(&mut reader)?),
             KIND_V1_CONTEXT => SavedBody::V1Context(read_v1(&mut reader)?),
             KIND_PREBUILT => SavedBody::Prebuilt(read_prebuilt(&mut reader)?),
+            KIND_WHOLE => SavedBody::Whole(Box::new(Whole::read(&mut reader)?)),
             _ => return Err(RecordError::Malformed("an unknown kind")),
         };
         reader.finish()?;
@@ -364,6 +425,7 @@ impl SavedIke {
 const KIND_V2_CONTEXT: u8 = 1;
 const KIND_PREBUILT: u8 = 2;
 const KIND_V1_CONTEXT: u8 = 3;
+const KIND_WHOLE: u8 = 4;
 
 const UNANSWERED_NONE: u8 = 0;
 const UNANSWERED_KEPT: u8 = 1;

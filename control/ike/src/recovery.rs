@@ -399,7 +399,12 @@ enum Judgement {
 impl Telling {
     fn new(record: SavedIke, key: [u8; 16], wait: Duration) -> Option<Self> {
         let SavedIke { spis, initiator, connection, peer: _, path, expires: _, body } = record;
+        let body = match body {
+            SavedBody::Whole(whole) => SavedBody::V2Context(whole.into_context()),
+            body => body,
+        };
         let (source, repeated, first_id, doubtful, deletes) = match body {
+            SavedBody::Whole(_) => return None,
             SavedBody::V2Context(context) => {
                 let ids: Vec<u32> = context.ids().collect();
                 let source = Source::Keys {

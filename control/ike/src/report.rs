@@ -24,6 +24,19 @@ pub enum Report {
         /// The suite, in strongSwan's words.
         suite: String,
     },
+    /// An IKE SA goes on after a reset.
+    Restored {
+        /// The SA.
+        sa: SaId,
+        /// The connection.
+        connection: Arc<str>,
+        /// The peer's identity.
+        remote_id: String,
+        /// Where it was last seen.
+        path: Path,
+        /// CHILD_SAs that go on with it.
+        children: usize,
+    },
     /// An IKE SA was replaced by a rekey.
     Rekeyed {
         /// The old SA.

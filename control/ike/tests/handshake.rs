@@ -41,6 +41,10 @@ impl Host for TestHost {
         self.next
     }
 
+    fn claim_spi(&mut self, _: u32) -> bool {
+        true
+    }
+
     fn release_spi(&mut self, _: u32) {}
 
     fn source_address(&mut self, _: IpAddr) -> Option<IpAddr> {

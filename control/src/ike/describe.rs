@@ -14,7 +14,7 @@ use postern_contract::secret::Secret;
 use postern_ike::config::{self, Connection};
 use postern_ike::message::TrafficSelector;
 use postern_ike::message::registry::{EncrId, IntegId, ProtocolId};
-use postern_ike::output::ChildSa;
+use postern_ike::output::{ChildSa, Origin};
 use postern_wire::ids::{Protocol, Spi};
 
 use crate::config::ike::ChildSettings;
@@ -99,7 +99,11 @@ pub fn describe(
             follow_peer: inbound && esp && settings.follow_peer,
             pair: Some(pair.sa(other)),
             bundle: None,
-            origin: KeyOrigin::Negotiated,
+            origin: match child.origin {
+                Origin::Negotiated => KeyOrigin::Negotiated,
+                Origin::Saved => KeyOrigin::Saved,
+                Origin::Restored => KeyOrigin::Restored,
+            },
             worker: settings.worker,
         })
     };

@@ -89,7 +89,7 @@ impl Events {
     pub fn report(&mut self, now: Instant, report: &Report) {
         let mut happened = from_report(report);
         match report {
-            Report::Established { sa, connection, .. } => {
+            Report::Established { sa, connection, .. } | Report::Restored { sa, connection, .. } => {
                 self.names.insert(*sa, Arc::clone(connection));
             }
             Report::Rekeyed { old, new } => {
@@ -192,6 +192,16 @@ fn from_report(report: &Report) -> Happened {
             child: None,
             sa: Some(sa.0),
             text: format!("IKE SA established with {remote_id} at {}, {suite}", path.remote),
+        },
+        Report::Restored { sa, connection, remote_id, path, children } => Happened {
+            kind: EventKind::Established,
+            connection: Some(Arc::clone(connection)),
+            child: None,
+            sa: Some(sa.0),
+            text: format!(
+                "IKE SA with {remote_id} at {} goes on after the reset, with {children} CHILD_SAs",
+                path.remote
+            ),
         },
         Report::Rekeyed { old, new } => Happened {
             kind: EventKind::Rekeyed,

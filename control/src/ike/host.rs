@@ -26,6 +26,13 @@ impl Host for Machine {
         self.spis.lock().unwrap_or_else(PoisonError::into_inner).allocate(random)
     }
 
+    fn claim_spi(&mut self, spi: u32) -> bool {
+        let mut spis = self.spis.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = !spis.is_taken(spi);
+        spis.reserve(spi);
+        free
+    }
+
     fn release_spi(&mut self, spi: u32) {
         self.spis.lock().unwrap_or_else(PoisonError::into_inner).release(spi);
     }

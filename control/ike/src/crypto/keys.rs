@@ -10,7 +10,7 @@ use super::prf::Prf;
 use super::sk::{Opener, Protection, Sealer};
 use crate::Secret;
 use crate::message::IkeSpi;
-use crate::message::registry::{EncrId, IntegId};
+use crate::message::registry::{EncrId, IntegId, PrfId};
 use crate::negotiate::{ChildSuite, IkeSuite};
 
 /// What goes into the keys of an IKE SA beside secrets: the nonces of the exchange and the SPIs of the SA that it makes.
@@ -137,6 +137,12 @@ impl IkeKeys {
 }
 
 impl Derivation {
+    /// From what was saved; `None` if there is no such function, or SK_d has not its length.
+    pub fn from_saved(prf: PrfId, sk_d: &Secret) -> Option<Self> {
+        let prf = Prf::new(prf).filter(|prf| prf.len() == sk_d.len())?;
+        Some(Self { prf, sk_d: sk_d.duplicate() })
+    }
+
     /// The pseudorandom function.
     pub fn prf(&self) -> Prf {
         self.prf

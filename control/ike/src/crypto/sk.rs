@@ -181,10 +181,14 @@ impl Mac<'_> {
 /// Protects messages of one direction.
 pub struct Sealer {
     keys: Keys,
-    /// The next IV of an AEAD. It stays far below [`AFTERLIFE`]: an IKE SA has at most 2^32 messages each way, each of at
-    /// most 2^16 fragments, and what is sent again is not sealed again.
+    /// The next IV of an AEAD. In one life of an IKE SA fewer than [`LIFE`] are used: it has at most 2^32 messages each way,
+    /// each of at most 2^16 fragments, and what is sent again is not sealed again.
     iv: u64,
 }
+
+/// IVs of an AEAD from so many times the life's number on are for that life: an IKE SA that goes on after a reset knows
+/// which messages it had sent, but not how often it had sealed.
+const LIFE: u64 = 1 << 50;
 
 /// IVs of an AEAD from here on are for what is sealed after a reset: a message is sealed there under this and its message
 /// ID, and always the same message under the same ID, so that neither a second reset nor a message that was built before
@@ -203,6 +207,18 @@ impl Sealer {
     /// From SK_e and SK_a in one; `None` if their length is wrong.
     pub fn from_saved(protection: Protection, keys: &Secret) -> Option<Self> {
         Some(Self { keys: Keys::from_saved(protection, keys)?, iv: 0 })
+    }
+
+    /// The same, in a later life: IVs are above those of the lives before, and below those after. `None` also if there are
+    /// no more lives.
+    pub fn restored(protection: Protection, keys: &Secret, life: u16) -> Option<Self> {
+        let iv = LIFE.checked_mul(life.into()).filter(|iv| *iv < AFTERLIFE)?;
+        Some(Self { keys: Keys::from_saved(protection, keys)?, iv })
+    }
+
+    /// The life's number, from 0.
+    pub fn life(&self) -> u16 {
+        u16::try_from(self.iv / LIFE).unwrap_or(u16::MAX)
     }
 
     /// The algorithms and the keys, SK_e and SK_a in one.

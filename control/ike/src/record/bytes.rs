@@ -4,16 +4,29 @@ use zeroize::Zeroizing;
 
 use super::{MAX_RECORD, RecordError};
 
-/// Appends; the buffer never grows, so no copy of a key stays behind.
-pub(super) struct Writer(Zeroizing<Vec<u8>>);
+/// Appends; the buffer never grows, so no copy of a key stays behind. What does not fit makes it unusable.
+pub(super) struct Writer {
+    bytes: Zeroizing<Vec<u8>>,
+    overflowed: bool,
+}
 
 impl Writer {
     pub(super) fn new() -> Self {
-        Self(Zeroizing::new(Vec::with_capacity(MAX_RECORD)))
+        Self { bytes: Zeroizing::new(Vec::with_capacity(MAX_RECORD)), overflowed: false }
     }
 
     pub(super) fn bytes(&mut self, bytes: &[u8]) {
-        self.0.extend_from_slice(bytes);
+        self.overflowed |= self.bytes.len() + bytes.len() > MAX_RECORD;
+        if !self.overflowed {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    /// Number of the things that follow.
+    pub(super) fn count(&mut self, count: usize) {
+        let short = u8::try_from(count);
+        self.overflowed |= short.is_err();
+        self.bytes(&[short.unwrap_or(u8::MAX)]);
     }
 
     /// Up to 255 bytes; what is beyond is cut off, and no caller has more.
@@ -30,8 +43,14 @@ impl Writer {
         self.bytes(bytes.get(..usize::from(length)).unwrap_or_default());
     }
 
+    /// All of it; nothing that can be read if it did not fit.
     pub(super) fn finish(self) -> Zeroizing<Vec<u8>> {
-        self.0
+        if self.overflowed { Zeroizing::default() } else { self.bytes }
+    }
+
+    /// All of it, if it is not longer than `limit`.
+    pub(super) fn finish_within(self, limit: usize) -> Option<Zeroizing<Vec<u8>>> {
+        (!self.overflowed && self.bytes.len() <= limit).then_some(self.bytes)
     }
 }
 

@@ -379,7 +379,7 @@ fn establish(
     if common.peer.mobike {
         answer.push(Payload::Notify(Notify::new(NotifyType::MOBIKE_SUPPORTED, [])));
     }
-    let datagrams = established.respond(core, EXCHANGE, message_id, &answer);
+    let datagrams = established.channel.respond(EXCHANGE, message_id, &answer, &mut *core.random);
     // The peer believes in it when it has the answer.
     established.persist(common, core);
     common.send(core, &datagrams);

@@ -9,6 +9,8 @@
 //! RFC 7296 section 2.1, 2.2 and 2.3: the window is 1 both ways, which is what there is without SET_WINDOW_SIZE. A peer
 //! with a larger one is content with less.
 
+mod saved;
+
 use core::hash::{Hash, Hasher};
 use core::time::Duration;
 use std::hash::DefaultHasher;
@@ -24,7 +26,6 @@ use crate::message::emit::{self, SK_PREFIX_LEN, SKF_PREFIX_LEN};
 use crate::message::parse::{self, Body, ParseError, Parsed};
 use crate::message::registry::{ExchangeType, NotifyType, PayloadType};
 use crate::message::{Head, IkeSpi, Notify, Payload};
-use crate::record::{Unanswered, V2Context};
 use crate::settings::Retransmit;
 
 /// The protected messages of one IKE SA.
@@ -151,8 +152,8 @@ struct Outstanding {
 /// The peer's last request.
 #[derive(Debug)]
 struct Last {
-    /// Of the datagram it came in, or of its first fragment.
-    digest: u64,
+    /// Of the datagram it came in, or of its first fragment; `None` if it came before a reset.
+    digest: Option<u64>,
     /// `None` until it is answered.
     reply: Option<Datagrams>,
     forget: Instant,
@@ -324,23 +325,6 @@ impl Channel {
         Some(datagrams)
     }
 
-    /// What a Delete after a reset needs. Of a request that is outstanding the message itself is kept if it is short: the
-    /// peer may not have seen it, and takes nothing before it.
-    pub fn saved(&self) -> V2Context {
-        let (protection, own) = self.sealer.saved();
-        let unanswered = match self.outstanding.as_deref().map(|outstanding| &outstanding.retransmission) {
-            None => Unanswered::None,
-            Some(retransmission) => Unanswered::of(&retransmission.datagrams),
-        };
-        V2Context {
-            protection,
-            own: own.duplicate(),
-            peer: self.opener.saved().duplicate(),
-            next_request: self.next_request,
-            unanswered,
-        }
-    }
-
     fn receive_request(
         &mut self,
         now: Instant,
@@ -362,7 +346,7 @@ impl Channel {
         // Whatever arrived in fragments of it was another way to send the same.
         self.joining = None;
         self.expected_request = id + 1;
-        self.last = Some(Box::new(Last { digest, reply: None, forget: now + REPLY_LIFETIME }));
+        self.last = Some(Box::new(Last { digest: Some(digest), reply: None, forget: now + REPLY_LIFETIME }));
         Ok(match parse::chain(first, &plain) {
             Ok(payloads) => Received::Request { exchange, id, first, payloads, plain },
             Err(error) => Received::Malformed { exchange, id, notify: notify(error) },
@@ -378,7 +362,7 @@ impl Channel {
         }
         // RFC 7296 section 2.1: "A retransmission ... MUST be bitwise identical to the original", then it is as authentic
         // as that was. In other fragments it is not identical.
-        if digest(datagram) != last.digest {
+        if last.digest != Some(digest(datagram)) {
             match parsed.body {
                 Body::Plain(_) => return Err(Ignored::Unprotected),
                 Body::Encrypted { aad, sealed, .. } | Body::Fragment { aad, sealed, .. } => {

@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 use core::time::Duration;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use super::Common;
 use super::agree;
@@ -15,7 +15,8 @@ use crate::message::legality::Payloads;
 use crate::message::registry::{ExchangeType, NotifyType, ProtocolId};
 use crate::message::{Notify, Payload, Proposal, TrafficSelector};
 use crate::negotiate::{ChildSuite, keyword, proposal, selector};
-use crate::output::{ChildId, ChildSa, ChildView, Effect};
+use crate::output::{ChildId, ChildSa, ChildView, Effect, Origin};
+use crate::record::{Strategy, whole_seconds};
 use crate::report::Failure;
 
 /// A CHILD_SA of an established IKE SA.
@@ -38,6 +39,17 @@ pub(super) struct Child {
     pub(super) replaces: Option<ChildId>,
     /// The smaller nonce of the exchange that made it, where both sides rekeyed at once (section 2.8.1).
     pub(super) nonce: Option<Box<[u8]>>,
+    /// What else has to be saved of it, if it is to go on after a reset.
+    pub(super) kept: Option<Box<Kept>>,
+}
+
+/// What only the datapath needs of a CHILD_SA, and what is saved of it.
+pub(super) struct Kept {
+    pub(super) mode: Mode,
+    pub(super) keys_in: (Secret, Secret),
+    pub(super) keys_out: (Secret, Secret),
+    /// When it is deleted, if it was not rekeyed.
+    pub(super) ends: Option<SystemTime>,
 }
 
 /// Where a CHILD_SA is in its life.
@@ -342,6 +354,14 @@ pub(super) fn install(
         (material.initiator, material.responder)
     };
     let id = core.new_child(common.id);
+    let config = connection.children.get(index);
+    let life = config.and_then(|child| child.life);
+    let origin = if connection.reset == Strategy::Restore { Origin::Saved } else { Origin::Negotiated };
+    let duplicate = |(encr, integ): &(Secret, Secret)| (encr.duplicate(), integ.duplicate());
+    let kept = (origin == Origin::Saved).then(|| {
+        let (keys_in, keys_out) = (duplicate(&keys_in), duplicate(&keys_out));
+        Box::new(Kept { mode, keys_in, keys_out, ends: life.map(|life| whole_seconds(now.wall + life)) })
+    });
     core.emit(
         common.id,
         Effect::Install(Box::new(ChildSa {
@@ -365,12 +385,12 @@ pub(super) fn install(
             replaces,
             in_use,
             leases: leases.to_vec(),
+            origin,
         })),
     );
-    let config = connection.children.get(index);
     let rekey_at =
         config.and_then(|child| child.rekey.map(|after| jittered(core, after, child.rekey_jitter)));
-    let life_at = config.and_then(|child| child.life).map(|after| now.monotonic + after);
+    let life_at = life.map(|after| now.monotonic + after);
     // They do not change any more, and there are many of them.
     local_ts.shrink_to_fit();
     remote_ts.shrink_to_fit();
@@ -389,6 +409,7 @@ pub(super) fn install(
         retire_at: None,
         replaces,
         nonce: None,
+        kept,
     })
 }
 

@@ -513,7 +513,7 @@ impl Established {
                 }
             }
         }
-        let datagrams = self.respond(core, EXCHANGE, id, &answer);
+        let datagrams = self.respond(common, core, EXCHANGE, id, &answer);
         common.send(core, &datagrams);
     }
 
@@ -548,7 +548,7 @@ impl Established {
 
     /// Answers a CREATE_CHILD_SA request with an error.
     pub(super) fn refuse_request(&mut self, common: &Common, core: &mut Core, id: u32, notify: Notify) {
-        let datagrams = self.respond(core, EXCHANGE, id, &[Payload::Notify(notify)]);
+        let datagrams = self.respond(common, core, EXCHANGE, id, &[Payload::Notify(notify)]);
         common.send(core, &datagrams);
     }
 }

@@ -31,14 +31,14 @@ use crate::message::{IkeSpi, Notify, Payload};
 use crate::negotiate::IkeSuite;
 use crate::output::{ChildId, Effect, IkeSaView, Path, Persist, SaId};
 use crate::qcd;
-use crate::record::{PeerTag, SavedBody, SavedIke, Strategy, UNLIMITED, whole_seconds};
+use crate::record::{Strategy, UNLIMITED, whole_seconds};
 use crate::report::{CloseReason, Failure, Report};
 
 /// Under what a first message was found, and whether the peer said INITIAL_CONTACT.
 pub(super) type AsResponder = ((IpAddr, u16, IkeSpi), bool);
 
 /// Two IKE SAs of the same peers, one begun by each, the older one no older than an attempt can take, crossed on the way.
-const CROSSED: core::time::Duration = core::time::Duration::from_mins(3);
+pub(super) const CROSSED: core::time::Duration = core::time::Duration::from_mins(3);
 
 /// An established IKE SA.
 pub(super) struct Established {
@@ -67,7 +67,7 @@ pub(super) struct Established {
     /// More key exchanges of the peer are to come.
     pub(super) expected: Option<Box<PeerFollowup>>,
     /// Virtual addresses: assigned to the peer by this side, or to this side by the peer.
-    addresses: Vec<IpAddr>,
+    pub(super) addresses: Vec<IpAddr>,
     pub(super) half_open_key: Option<(IpAddr, u16, IkeSpi)>,
     /// The peer has rekeyed this IKE SA while this side's own rekey was under way.
     pub(super) peer_rekey: Option<PeerRekey>,
@@ -99,6 +99,8 @@ pub(super) enum Ours {
     Check,
     /// UPDATE_SA_ADDRESSES.
     Update,
+    /// A request of before a reset, repeated as it was saved; all that matters is that it is answered.
+    Resumed,
 }
 
 /// The peer's exchange, while a job of it runs.
@@ -203,31 +205,6 @@ impl Established {
             token: None,
             unheard: Vec::new(),
         }
-    }
-
-    /// Has saved what a Delete after a reset needs, as it is now; what is done for this SA after this waits for it.
-    pub(super) fn persist(&self, common: &Common, core: &mut Core) {
-        self.persist_for(common.id, common, core);
-    }
-
-    /// The same, when it is what is done for another SA that has to wait.
-    pub(super) fn persist_for(&self, id: SaId, common: &Common, core: &mut Core) {
-        let Common { initiator, spi_i, spi_r, path, .. } = *common;
-        let saved = SavedIke {
-            spis: (spi_i, spi_r),
-            initiator,
-            connection: Arc::clone(&self.connection.name),
-            peer: PeerTag::of(&self.remote_id.to_string()),
-            path,
-            expires: self.ends,
-            body: SavedBody::V2Context(self.channel.saved()),
-        };
-        let saved = match self.connection.reset {
-            Strategy::Delete => saved,
-            Strategy::Prebuilt => saved.into_prebuilt(),
-            Strategy::None => return,
-        };
-        core.emit(id, Effect::Persist(Persist::Put(Box::new(saved))));
     }
 
     /// Virtual addresses.
@@ -476,15 +453,19 @@ impl Established {
         common.send(core, &datagrams);
     }
 
-    /// Makes the answer to a request of the peer.
+    /// Makes the answer to a request of the peer, when everything that the request changes was changed.
     pub(super) fn respond(
         &mut self,
+        common: &Common,
         core: &mut Core,
         exchange: ExchangeType,
         id: u32,
         payloads: &[Payload],
     ) -> Datagrams {
-        self.channel.respond(exchange, id, payloads, &mut *core.random)
+        let datagrams = self.channel.respond(exchange, id, payloads, &mut *core.random);
+        // The peer counts the request as answered, and has what it made, as soon as the answer arrives.
+        self.persist_whole(common, core);
+        datagrams
     }
 
     pub(super) fn receive(
@@ -520,12 +501,18 @@ impl Established {
                     self.refusals = 0;
                 }
                 self.pump(common, core, now);
-                if self.is_lost() { Alive::No(CloseReason::Replaced) } else { alive }
+                if self.is_lost() {
+                    return Alive::No(CloseReason::Replaced);
+                }
+                if alive == Alive::Yes {
+                    self.note_end(common, core);
+                }
+                alive
             }
             Received::Malformed { exchange, id, notify } => {
                 self.heard = now.monotonic;
                 let payloads = [Payload::Notify(notify)];
-                let answer = self.respond(core, exchange, id, &payloads);
+                let answer = self.respond(common, core, exchange, id, &payloads);
                 common.send_to(core, path, &answer);
                 core.ignore(now, Some(common.id), path, Ignored::Syntax);
                 Alive::Yes
@@ -573,7 +560,7 @@ impl Established {
             }
             _ => {
                 let notify = [Payload::Notify(Notify::new(NotifyType::INVALID_SYNTAX, []))];
-                let answer = self.respond(core, exchange, id, &notify);
+                let answer = self.respond(common, core, exchange, id, &notify);
                 common.send_to(core, path, &answer);
                 core.ignore(now, Some(common.id), path, Ignored::Exchange);
                 Alive::Yes
@@ -596,7 +583,7 @@ impl Established {
             Some(Ours::Followup(followup)) => self.followup_answered(common, core, now, *followup, &payloads),
             Some(Ours::DeleteChildren(ids)) => self.children_deleted(common, core, now, &ids),
             Some(Ours::DeleteIke(reason)) => return Alive::No(reason),
-            Some(Ours::Check) => {}
+            Some(Ours::Check | Ours::Resumed) => {}
             Some(Ours::Update) => self.addresses_updated(common, core, now, path, &payloads),
             None => core.ignore(now, Some(common.id), path, Ignored::Exchange),
         }
@@ -641,7 +628,13 @@ impl Established {
             }
         }
         self.pump(common, core, now);
-        if self.is_lost() { Alive::No(CloseReason::Replaced) } else { Alive::Yes }
+        if self.is_lost() {
+            return Alive::No(CloseReason::Replaced);
+        }
+        if !theirs {
+            self.note_end(common, core);
+        }
+        Alive::Yes
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -658,7 +651,9 @@ impl Established {
         ];
         let children = self.children.iter().flat_map(|child| {
             let live = child.is_current();
-            [child.rekey_at.filter(|_| live), child.life_at.filter(|_| live), child.retire_at]
+            // One that the datapath does not have yet is not rekeyed.
+            let installed = child.state == ChildState::Installed;
+            [child.rekey_at.filter(|_| installed), child.life_at.filter(|_| live), child.retire_at]
         });
         own.into_iter().chain(children).flatten().min()
     }
@@ -694,7 +689,7 @@ impl Established {
                 child.life_at = None;
                 more.push(Task::DeleteChild(child.id));
             }
-            if due(child.rekey_at) {
+            if due(child.rekey_at) && child.state == ChildState::Installed {
                 child.rekey_at = None;
                 more.push(Task::RekeyChild(child.id));
             }
@@ -838,9 +833,6 @@ impl Established {
         }
         let moved = common.path != path;
         (common.path, common.nat) = (path, nat);
-        if moved {
-            self.persist(common, core);
-        }
         self.schedule_keepalive(common, core, now);
         for child in &children {
             core.children.insert(child.id, common.id);
@@ -851,6 +843,9 @@ impl Established {
         }));
         self.addresses = addresses;
         self.moving = moving;
+        if moved || self.connection.reset == Strategy::Restore {
+            self.persist(common, core);
+        }
         let key = (Arc::clone(&self.connection.name), self.remote_id.clone());
         let peers = core.peers.entry(key).or_default();
         if !peers.iter().any(|(id, ..)| *id == common.id) {

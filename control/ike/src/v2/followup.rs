@@ -244,7 +244,7 @@ impl Established {
     ) {
         let refuse = |this: &mut Self, core: &mut Core, kind| {
             let notify = [Payload::Notify(Notify::new(kind, []))];
-            let answer = this.respond(core, EXCHANGE, id, &notify);
+            let answer = this.respond(common, core, EXCHANGE, id, &notify);
             common.send(core, &answer);
         };
         let link = link(payloads);
@@ -273,7 +273,7 @@ impl Established {
         let FollowupRequest { id, mut followup, .. } = request;
         let Done::Responded(Ok((data, secret))) = done else {
             let notify = [Payload::Notify(Notify::new(NotifyType::INVALID_SYNTAX, []))];
-            let answer = self.respond(core, EXCHANGE, id, &notify);
+            let answer = self.respond(common, core, EXCHANGE, id, &notify);
             return common.send(core, &answer);
         };
         let method = followup.methods.first().copied().unwrap_or(KeMethod::NONE);
@@ -298,7 +298,7 @@ impl Established {
             answer.push(link_payload(&followup.link));
             self.expected = Some(followup);
         }
-        let datagrams = self.respond(core, EXCHANGE, id, &answer);
+        let datagrams = self.respond(common, core, EXCHANGE, id, &answer);
         common.send(core, &datagrams);
     }
 }

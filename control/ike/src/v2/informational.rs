@@ -53,11 +53,14 @@ impl Established {
         if !ends {
             answer.extend(self.mobike_request(common, core, now, path, payloads));
         }
-        let datagrams = self.respond(core, EXCHANGE, id, &answer);
-        common.send_to(core, path, &datagrams);
         if ends {
+            // What is saved of it goes, whether the answer arrives or not.
+            let datagrams = self.channel.respond(EXCHANGE, id, &answer, &mut *core.random);
+            common.send_to(core, path, &datagrams);
             return self.deleted(common, core, now);
         }
+        let datagrams = self.respond(common, core, EXCHANGE, id, &answer);
+        common.send_to(core, path, &datagrams);
         self.pump(common, core, now);
         Alive::Yes
     }
@@ -167,8 +170,9 @@ impl Established {
     /// Sends a Delete for the IKE SA.
     pub(super) fn delete_ike(&mut self, common: &Common, core: &mut Core, now: Now, reason: CloseReason) {
         let payloads = [Payload::Delete { protocol: ProtocolId::IKE, spis: Vec::new() }];
-        self.request(common, core, now, EXCHANGE, &payloads);
+        // First, because an SA that is being deleted is saved as such.
         self.ours = Some(Ours::DeleteIke(reason));
+        self.request(common, core, now, EXCHANGE, &payloads);
     }
 
     /// Closes the IKE SA: at once if nothing is under way, else next.

@@ -24,6 +24,8 @@ mod nat;
 mod opening;
 pub mod reassembly;
 mod rekey_ike;
+mod restore;
+mod saving;
 
 use core::net::IpAddr;
 use std::sync::Arc;

@@ -362,7 +362,7 @@ impl Established {
             let work = PeerWork::Ike(Box::new(request), nr);
             payloads.push(self.expect_followup(core, work, &additional, secret));
         }
-        let datagrams = self.respond(core, EXCHANGE, message_id, &payloads);
+        let datagrams = self.respond(common, core, EXCHANGE, message_id, &payloads);
         common.send(core, &datagrams);
     }
 
@@ -458,7 +458,7 @@ impl Established {
         );
         established.schedule_keepalive(&common, core, now);
         // The peer has it, or has it when the answer that the old one sends next arrives there.
-        established.persist_for(old, &common, core);
+        established.persist_for(old, &common, core, &self.children);
         Some(IkeSa { common, state: State::Established(Box::new(established)) })
     }
 }

@@ -17,6 +17,7 @@ mod life;
 mod mobility;
 mod rekey;
 mod reset;
+mod restore;
 mod sim;
 mod sites;
 mod tokens;

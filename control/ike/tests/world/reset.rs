@@ -171,6 +171,24 @@ fn rst_9_in_the_middle_of_a_request() {
     }
 }
 
+/// RST-9: a rekey of the IKE SA that never left is not repeated, however short it is: by it the peer would make an IKE SA
+/// whose keys nobody else has, and take the children there.
+#[test]
+fn rst_9_a_lost_rekey_is_not_repeated() {
+    for strategy in [Strategy::Delete, Strategy::Prebuilt] {
+        let mut world = connected(4, |a, _| a.reset = strategy);
+        world.link.loss = 100;
+        let target = Target::Connection(CONNECTION.to_owned());
+        world.with(GATEWAY, |endpoint, now| endpoint.rekey(now, &target)).unwrap();
+        world.run(Duration::from_millis(15));
+        world.link.loss = 0;
+        world.recover(GATEWAY, settings(), Pace::default());
+        world.run(Duration::from_mins(2));
+        assert_eq!(progress(&world).told, 1, "{strategy:?}: {:?}", progress(&world));
+        assert_eq!(world.established(1).len(), 0, "{strategy:?}");
+    }
+}
+
 /// RST-9: a second reset in the middle of the burst, ten times at random points: every peer is told, once, and no IV is
 /// used twice with different content.
 #[test]

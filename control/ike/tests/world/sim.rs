@@ -134,6 +134,10 @@ impl Host for Handle {
         spi
     }
 
+    fn claim_spi(&mut self, spi: u32) -> bool {
+        self.0.lock().unwrap().spis.insert(spi)
+    }
+
     fn release_spi(&mut self, spi: u32) {
         assert!(self.0.lock().unwrap().spis.remove(&spi), "SPI {spi:x} released twice");
     }
@@ -179,6 +183,8 @@ pub struct Node {
     pub probes: Probes,
     /// What is saved for the time after a reset; it outlives the node.
     pub store: BTreeMap<[u8; 16], Vec<u8>>,
+    /// How often something was saved.
+    pub saved: usize,
     pub recovery: Option<Recovery>,
     pub ended: Vec<recovery::Ended>,
 }
@@ -291,6 +297,7 @@ impl World {
             held: HashMap::new(),
             probes: Probes::default(),
             store: BTreeMap::new(),
+            saved: 0,
             recovery: None,
             ended: Vec::new(),
         });
@@ -351,6 +358,25 @@ impl World {
         self.pump_recovery(node);
     }
 
+    /// The same, with its configuration: what was saved whole goes on, and only the peers of the rest are told.
+    pub fn resume(
+        &mut self,
+        node: usize,
+        settings: Settings,
+        connections: Vec<Arc<Connection>>,
+        pools: &[PoolConfig],
+    ) {
+        self.restart(node, settings);
+        self.configure(node, connections, pools);
+        let records: Vec<SavedIke> =
+            self.nodes[node].store.values().map(|bytes| SavedIke::decode(bytes).unwrap()).collect();
+        let refused = self.with(node, |endpoint, now| endpoint.restore(now, records));
+        let random = Box::new(Seeded::new(self.random.next()));
+        let pace = recovery::Settings::default();
+        self.nodes[node].recovery = Some(Recovery::new(refused, pace, self.now(), random));
+        self.pump_recovery(node);
+    }
+
     fn pump_recovery(&mut self, node: usize) {
         let now = self.now().monotonic;
         loop {
@@ -372,11 +398,18 @@ impl World {
         let key = [head.spi_i.0.to_be_bytes(), head.spi_r.0.to_be_bytes()].concat();
         let negotiating = [ExchangeType::IKE_SA_INIT, ExchangeType::IKE_AUTH].contains(&head.exchange);
         let Some(bytes) = self.nodes[node].store.get(key.as_slice()) else { return };
-        let SavedBody::V2Context(context) = SavedIke::decode(bytes).unwrap().body else { return };
-        let own = head.from_initiator == SavedIke::decode(bytes).unwrap().initiator;
-        if !head.response && !negotiating && own {
-            assert!(context.next_request > head.message_id, "message ID {} is not saved", head.message_id);
+        let saved = SavedIke::decode(bytes).unwrap();
+        let own = head.from_initiator == saved.initiator;
+        if negotiating || !own {
+            return;
         }
+        let (next_request, expected_request) = match saved.body {
+            SavedBody::V2Context(context) => (context.next_request, u32::MAX),
+            SavedBody::Whole(whole) => (whole.context.next_request, whole.expected_request),
+            SavedBody::V1Context(_) | SavedBody::Prebuilt(_) => return,
+        };
+        let next = if head.response { expected_request } else { next_request };
+        assert!(next > head.message_id, "message ID {} is not saved", head.message_id);
     }
 
     /// The node has these addresses from now on.
@@ -526,6 +559,7 @@ impl World {
                 let bytes = record.encode().to_vec();
                 assert_eq!(SavedIke::decode(&bytes).unwrap(), *record);
                 self.nodes[node].store.insert(record.key(), bytes);
+                self.nodes[node].saved += 1;
             }
             Effect::Persist(Persist::Remove((spi_i, spi_r))) => {
                 let key = [spi_i.0.to_be_bytes(), spi_r.0.to_be_bytes()].concat();

@@ -87,6 +87,7 @@ impl World {
             replaces: None,
             in_use,
             leases: Vec::new(),
+            origin: postern_ike::output::Origin::Negotiated,
         })
     }
 
