@@ -25,7 +25,7 @@ use tokio::net::TcpListener;
 use crate::admin::server::Daemon;
 use crate::admin::{State, TunnelRow};
 use crate::datapath::supervisor::Glance;
-use crate::recovery::Report;
+use crate::recovery::{BurstReport, Report};
 
 /// A scrape that takes longer than this is given up: Prometheus itself waits 10 s.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -264,8 +264,13 @@ impl Page<'_> {
             let series = quantiles.map(|(name, part)| ([("quantile", name)], nanoseconds(part)));
             self.gauges("backup_durable_nanoseconds", "Time until a record is durable", series)?;
         }
-        let Some(burst) = &report.burst else { return Ok(()) };
+        let burst = match &report.burst {
+            Some(burst) => burst,
+            None if report.restored > 0 => &BurstReport::default(),
+            None => return Ok(()),
+        };
         let series = [
+            ("restored", report.restored),
             ("told", burst.told),
             ("sent", burst.sent),
             ("expired", burst.expired),
@@ -291,7 +296,7 @@ mod tests {
     use postern_contract::settings::Role;
 
     use super::*;
-    use crate::recovery::{BurstReport, Cause, Stats};
+    use crate::recovery::{Cause, Stats};
 
     fn snapshot() -> Snapshot {
         let port = PortStatus {
@@ -349,6 +354,7 @@ mod tests {
                 cause: Cause::Crashed,
                 cause_text: String::new(),
                 burst: Some(BurstReport { told: 5, waiting: 3, ..BurstReport::default() }),
+                restored: 9,
                 adopted: 0,
                 backup: Some(Stats { records: 2, ..Stats::default() }),
                 problems: Vec::new(),
@@ -377,6 +383,7 @@ mod tests {
             "postern_ike_ignored_total{reason=\"spi\"} 6",
             "postern_backup_records 2",
             "postern_recovery_ike_sas{state=\"told\"} 5",
+            "postern_recovery_ike_sas{state=\"restored\"} 9",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -164,11 +164,109 @@ fn rst_6_strongswan_survives() -> Result<()> {
             traffic,
         });
     }
+    for (version, from_left) in [(Version::V6, false), (Version::V5, true)] {
+        rows.push(goes_on(version, from_left)?);
+    }
     rows.push(between_strongswans()?);
     print(&rows);
-    for row in rows.iter().filter(|row| row.delete.is_some()) {
+    for row in rows.iter().filter(|row| row.what.starts_with("Postern")) {
         ensure!(row.delete < Some(Duration::from_millis(250)), "{}: the Delete came late", row.what);
         ensure!(row.traffic < Duration::from_secs(4), "{}: traffic came back late", row.what);
+    }
+    Ok(())
+}
+
+/// With `reset = "restore"`: traffic is back without a negotiation, then everything gets new keys. The survivor sees no
+/// Delete and no new IKE SA from the start.
+fn goes_on(version: Version, from_left: bool) -> Result<Outage> {
+    let make = postern();
+    let mut stage = Stage::pair(&make, &swan(version))?;
+    let (mut near, far) = views(&stage);
+    near.reset = Some("restore");
+    stage.left.load(vec![near], vec![])?;
+    stage.right.load(vec![far], vec![])?;
+    let before = stage.establish(NAME, from_left)?;
+    stage.carry()?;
+    let lines = stage.right.log_text().len();
+    let (traffic, _) = outage(&mut stage, &make, |_| Ok(())).with_context(|| stage.report())?;
+    stage.check(|stage| {
+        let report = stage.left.node()?.json(&["recover"])?;
+        ensure!(report.pointer("/cause") == Some(&Value::from("crashed")), "{report}");
+        ensure!(report.pointer("/restored") == Some(&Value::from(1)), "{report}");
+        ensure!(report.get("burst").is_none(), "{report}");
+        stage.agreed_where(NAME, "new keys", |state| state.ike != before.ike)?;
+        let log = stage.right.log_text();
+        let log = log.get(lines..).unwrap_or_default();
+        for word in ["received DELETE for IKE_SA NAME[1]", "IKE_SA_INIT", "IKE_AUTH"] {
+            let word = word.replace("NAME", NAME);
+            let first = log.find(&word);
+            // The old IKE SA is deleted, but only by the rekey that replaced it.
+            let rekeyed = log.find("CREATE_CHILD_SA").filter(|at| first.is_none_or(|first| *at < first));
+            ensure!(
+                !word.starts_with("IKE") || first.is_none(),
+                "the survivor has {word} in its log:\n{log}"
+            );
+            ensure!(first.is_none() || rekeyed.is_some(), "{word} before any rekey:\n{log}");
+        }
+        ensure!(stage.left.sas()? == 1 && stage.right.sas()? == 1);
+        let backup = stage.left.node()?.json(&["snapshot"])?;
+        ensure!(backup.pointer("/backup/records") == Some(&Value::from(1)), "{backup}");
+        stage.carry()
+    })?;
+    let port = if before.encap { 4500 } else { 500 };
+    let what = format!("Postern, restore, survivor {} on {port}", version.name());
+    Ok(Outage { what, delete: None, answer: None, traffic })
+}
+
+/// RST-9: the power fails while an exchange of either side is under way: it goes on, or, in the middle of a key exchange of
+/// the reset side, the peer is told; traffic is back in either case.
+#[test]
+fn rst_9_restore_in_the_middle_of_exchanges() -> Result<()> {
+    let make = postern();
+    let mut stage = Stage::pair(&make, &swan(Version::V6))?;
+    let (mut near, mut far) = views(&stage);
+    near.reset = Some("restore");
+    // Of an IKE SA that the peer made by a rekey whose answer was lost with the power, nobody can tell it anything.
+    far.dpd_s = 3;
+    if let Some(child) = far.child() {
+        child.on_dpd = Some("start");
+    }
+    stage.left.load(vec![near], vec![])?;
+    stage.right.load(vec![far], vec![])?;
+    stage.establish(NAME, false)?;
+    stage.carry()?;
+    for round in 0..6_u64 {
+        let busy = if round % 2 == 0 { &stage.left } else { &stage.right };
+        match round / 2 {
+            0 => busy.rekey_child(NAME)?,
+            1 => busy.rekey_ike(NAME)?,
+            _ => {
+                busy.rekey_child(NAME)?;
+                busy.rekey_ike(NAME)?;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(3 * round));
+        stage.left.crash()?;
+        std::thread::sleep(Duration::from_millis(300));
+        let again = Instant::now();
+        stage.left.node_mut()?.start_control()?;
+        stage
+            .check(|stage| {
+                wait_for("traffic again", Duration::from_mins(1), || {
+                    let (h1, _, _, far) = stage.hosts()?;
+                    let (pings, _) = Ping { count: 1, ..Ping::default() }.run(h1, far)?;
+                    Ok((pings.received == 1).then_some(()))
+                })?;
+                let took = again.elapsed();
+                let report = stage.left.node()?.json(&["recover"])?;
+                let restored = report.pointer("/restored").and_then(Value::as_u64);
+                println!("round {round}: {restored:?} went on, traffic after {took:?}");
+                stage.agreed(NAME)?;
+                stage.carry()
+            })
+            .with_context(|| format!("round {round}"))?;
+        // Everything has new keys before the next one.
+        std::thread::sleep(Duration::from_secs(2));
     }
     Ok(())
 }

@@ -17,6 +17,10 @@
 //! installed in a second life of the datapath. Policies are put back at once, pointing to nothing, and IKE is told of
 //! the lost children ([`Told::Lost`]) to rekey them: one round trip later each has new keys.
 //!
+//! With `reset = "restore"` children do go on in another life of the datapath, after a reset of both: it knows from the
+//! beginning that their keys may come back ([`KeyOrigin`](postern_contract::sa::KeyOrigin)), and keeps what their windows
+//! accepted as it does for keys from a file.
+//!
 //! # A control process that was started anew
 //! It finds SAs that it has no keys for: *leftovers*. They go on forwarding until a new child with the same selectors is
 //! in use, the datapath's own lifetime limit ends them, or [`LEFTOVER`](leftovers::LEFTOVER) is over. Connections whose peer's address is known

@@ -159,7 +159,8 @@ impl Driver {
         let (durable, mut committed) = mpsc::unbounded_channel();
         let mut beginning = recovery::begin(&recovery, durable).await;
         let tokens = beginning.tokens.take().map(TokenMaker::new);
-        let memory = Memory::new(beginning, &recovery.settings);
+        let whole = std::mem::take(&mut beginning.restore);
+        let memory = Memory::new(beginning);
         let (sender, mut done) = mpsc::unbounded_channel();
         let threads = NonZero::new(config.threads).unwrap_or(NonZero::<usize>::MIN);
         let jobs = Jobs::start(threads, &sender)?;
@@ -214,6 +215,7 @@ impl Driver {
             shares_natt,
         };
         this.configure(config);
+        this.go_on(whole, &recovery.settings);
         let mut buffer = vec![0; LARGEST];
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -314,7 +316,7 @@ impl Driver {
     }
 
     /// Opens the sockets, once there is a connection to serve or a port to share.
-    fn listen(&mut self) {
+    pub(super) fn listen(&mut self) {
         let needed = self.is_served();
         if self.sockets.is_some() || !(needed || self.shares_natt) {
             return;

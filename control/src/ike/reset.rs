@@ -33,7 +33,11 @@ pub(super) struct Memory {
     journal: Option<Journal>,
     changes: Vec<Change>,
     waiting: Vec<SaId>,
+    /// IKE SAs whose peers are to be told.
+    tell: Vec<SavedIke>,
     burst: Option<Burst>,
+    /// IKE SAs that go on after the reset.
+    restored: u64,
     /// IKE SAs of a process before this one whose CHILD_SAs go on, by connection and peer.
     adopted: HashMap<(Arc<str>, PeerTag), Vec<[u8; 16]>>,
     problems: Vec<String>,
@@ -57,22 +61,39 @@ impl std::fmt::Debug for Burst {
 
 impl Memory {
     /// After [`begin`](crate::recovery::begin).
-    pub(super) fn new(beginning: Beginning, settings: &Settings) -> Self {
-        let Beginning { cause, tell, adopted, journal, tokens: _, problems } = beginning;
+    pub(super) fn new(beginning: Beginning) -> Self {
+        let Beginning { cause, tell, restore: _, adopted, journal, tokens: _, problems } = beginning;
         let mut known: HashMap<_, Vec<_>> = HashMap::new();
         for saved in adopted {
             let key = saved.key();
             let SavedIke { connection, peer, .. } = saved;
             known.entry((connection, peer)).or_default().push(key);
         }
-        let burst = (!tell.is_empty()).then(|| Burst {
+        Self {
+            cause,
+            journal,
+            changes: Vec::new(),
+            waiting: Vec::new(),
+            tell,
+            burst: None,
+            restored: 0,
+            adopted: known,
+            problems,
+        }
+    }
+
+    /// So many go on; from now on the peers of all others are told.
+    fn begin(&mut self, restored: usize, refused: Vec<SavedIke>, settings: &Settings) {
+        self.restored = u64::try_from(restored).unwrap_or(u64::MAX);
+        let mut tell = std::mem::take(&mut self.tell);
+        tell.extend(refused);
+        self.burst = (!tell.is_empty()).then(|| Burst {
             recovery: Recovery::new(tell, settings.pace, now_is(), Box::new(System::default())),
             unsent: Vec::new(),
             first: None,
             last: None,
             done: None,
         });
-        Self { cause, journal, changes: Vec::new(), waiting: Vec::new(), burst, adopted: known, problems }
     }
 
     /// Whether peers are being told.
@@ -172,6 +193,7 @@ impl Memory {
             cause: self.cause,
             cause_text: self.cause.text().to_owned(),
             burst: self.burst.as_ref().map(|burst| burst.report(began)),
+            restored: self.restored,
             adopted: u64::try_from(self.adopted.values().map(Vec::len).sum::<usize>()).unwrap_or(u64::MAX),
             backup,
             problems,
@@ -205,6 +227,18 @@ impl Burst {
 }
 
 impl Driver {
+    /// After a reset, with the configuration: what was saved whole goes on, if it can; the peers of the rest are told.
+    pub(super) fn go_on(&mut self, whole: Vec<SavedIke>, settings: &Settings) {
+        let all = whole.len();
+        let refused = self.endpoint.restore(now_is(), whole);
+        let restored = all - refused.len();
+        if all > 0 {
+            info!(restored, refused = refused.len(), "IKE SAs of before the reset go on");
+        }
+        self.memory.begin(restored, refused, settings);
+        self.listen();
+    }
+
     /// Sends what is due of the burst, and forgets what is done with.
     pub(super) fn tell(&mut self) {
         let (Some(sockets), Some(burst)) = (&mut self.sockets, &mut self.memory.burst) else { return };

@@ -74,6 +74,7 @@ pub struct Stats {
 enum Job {
     Commit { changes: Vec<Change>, waiting: Vec<SaId>, since: Instant },
     Checkpoint(oneshot::Sender<Result<(), String>>),
+    IsOpen(oneshot::Sender<bool>),
     Stop,
 }
 
@@ -106,6 +107,11 @@ impl Journal {
     /// Writes all records anew under another data key.
     pub fn checkpoint(&self, done: oneshot::Sender<Result<(), String>>) {
         let _ = self.jobs.send(Job::Checkpoint(done));
+    }
+
+    /// Tells whether the store could be opened, and so what was carried over is durable.
+    pub fn is_open(&self, done: oneshot::Sender<bool>) {
+        let _ = self.jobs.send(Job::IsOpen(done));
     }
 
     /// How it is.
@@ -158,6 +164,9 @@ impl Worker {
                         handed.push(since);
                     }
                     Job::Checkpoint(done) => asked.push(done),
+                    Job::IsOpen(done) => {
+                        let _ = done.send(self.store.is_some());
+                    }
                     Job::Stop => stop = true,
                 }
                 job = if changes.len() < BATCH { queue.try_recv().ok() } else { None };

@@ -3,6 +3,7 @@
 //! ```text
 //! while it runs:  Endpoint ─ Persist ─► IKE task ─► journal (thread, group commit) ─► postern-nvram, encrypted
 //! at the start:   life, boot id, datapath ─► Cause ─ a reset ─► Backup, private key ─► postern_ike::recovery ─► sockets
+//!                                                  │                               └ saved whole ─► Endpoint, datapath: it goes on
 //!                                                  └ the datapath lives ─► records are kept, nobody is told anything
 //! ```
 //!
@@ -19,13 +20,18 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+<<<<<<< HEAD
 use crate::ike::jobs::System;
 use postern_ike::Secret;
 use postern_ike::record::SavedIke;
+=======
+use postern_ike::record::{SavedBody, SavedIke};
+>>>>>>> c407157 (control: reset = "restore": after a reset what was saved whole goes on, and the peers of the rest are told (RST-2, RST-9))
 use postern_ike::recovery::Settings as Pace;
 use postern_nvram::{Backup, Key};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
@@ -82,6 +88,8 @@ pub struct Beginning {
     pub cause: Cause,
     /// IKE SAs whose peers are to be told.
     pub tell: Vec<SavedIke>,
+    /// IKE SAs that were saved whole and may go on; that they do is durable.
+    pub restore: Vec<SavedIke>,
     /// IKE SAs whose CHILD_SAs go on in the datapath.
     pub adopted: Vec<SavedIke>,
     /// The new backup; `None`: nothing is saved.
@@ -102,6 +110,9 @@ pub struct Report {
     /// The burst, if peers are or were to be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<BurstReport>,
+    /// IKE SAs that went on after the reset.
+    #[serde(default)]
+    pub restored: u64,
     /// IKE SAs of a process before this one that are kept because their CHILD_SAs go on in the datapath.
     pub adopted: u64,
     /// The backup; absent: nothing is saved.
@@ -115,7 +126,7 @@ impl Report {
     /// Whether there is more to say than that nothing has happened and nothing is saved.
     pub fn is_of_interest(&self) -> bool {
         let saved = self.backup.as_ref().is_some_and(|stats| stats.records > 0);
-        self.burst.is_some() || self.adopted > 0 || saved
+        self.burst.is_some() || self.restored > 0 || self.adopted > 0 || saved
     }
 }
 
@@ -165,8 +176,19 @@ pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Begi
         if living.is_some() { Cause::ControlDied } else { Cause::Crashed }
     });
     info!("{}", cause.text());
+<<<<<<< HEAD
     let mut beginning =
         Beginning { cause, tell: Vec::new(), adopted: Vec::new(), journal: None, tokens: None, problems };
+=======
+    let mut beginning = Beginning {
+        cause,
+        tell: Vec::new(),
+        restore: Vec::new(),
+        adopted: Vec::new(),
+        journal: None,
+        problems,
+    };
+>>>>>>> c407157 (control: reset = "restore": after a reset what was saved whole goes on, and the peers of the rest are told (RST-2, RST-9))
     if !settings.enabled {
         return beginning;
     }
@@ -195,6 +217,12 @@ pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Begi
         Ok(journal) => beginning.journal = Some(journal),
         Err(error) => beginning.problem(format!("no backup of IKE SAs is kept: {error}")),
     }
+    if !beginning.restore.is_empty() && !beginning.is_durable().await {
+        let restore = std::mem::take(&mut beginning.restore);
+        beginning.tell.extend(restore);
+        let text = "the backup cannot be written: IKE SAs that were to go on are ended";
+        beginning.problem(text.to_owned());
+    }
     beginning
 }
 
@@ -206,6 +234,14 @@ pub fn end(state: &Path, ending: Ending) {
 }
 
 impl Beginning {
+    /// Whether the new backup, with what was carried over, is there.
+    async fn is_durable(&self) -> bool {
+        let Some(journal) = &self.journal else { return false };
+        let (done, open) = oneshot::channel();
+        journal.is_open(done);
+        open.await.unwrap_or(false)
+    }
+
     fn problem(&mut self, text: String) {
         warn!("{text}");
         self.problems.push(text);
@@ -239,10 +275,15 @@ impl Beginning {
                 Ok(saved) if saved.key() == key.0 => {
                     if living.contains(&saved.path.remote.ip()) {
                         self.adopted.push(saved);
+                        carried.push((key, record));
+                    } else if self.cause.is_reset() && matches!(saved.body, SavedBody::Whole(_)) {
+                        let next = SavedIke::decode(&record).map(SavedIke::into_next_life);
+                        carried.push((key, next.map_or(record, |next| next.encode())));
+                        self.restore.push(saved);
                     } else {
                         self.tell.push(saved);
+                        carried.push((key, record));
                     }
-                    carried.push((key, record));
                 }
                 _ => unreadable += 1,
             }
@@ -254,6 +295,7 @@ impl Beginning {
         }
         info!(
             tell = self.tell.len(),
+            restore = self.restore.len(),
             adopted = self.adopted.len(),
             "the backup was read in {:.1} ms",
             began.elapsed().as_secs_f64() * 1000.0

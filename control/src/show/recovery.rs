@@ -27,10 +27,13 @@ pub fn burst_line(burst: &BurstReport) -> String {
 
 /// The line in `status`.
 pub(super) fn glance(report: &Report) -> String {
-    let Report { cause_text, burst, adopted, backup, .. } = report;
+    let Report { cause_text, burst, restored, adopted, backup, .. } = report;
     let mut text = format!("recovery  {cause_text}");
     if let Some(burst) = burst {
         let _ = write!(text, "; {}", burst_line(burst).trim_end());
+    }
+    if *restored > 0 {
+        let _ = write!(text, "; {} IKE SAs went on", count(*restored));
     }
     if *adopted > 0 {
         let _ = write!(text, "; {} IKE SAs of the control process before", count(*adopted));
@@ -46,7 +49,7 @@ pub(super) fn glance(report: &Report) -> String {
 
 /// All of it.
 pub(super) fn whole(report: &Report) -> String {
-    let Report { cause: _, cause_text, burst, adopted, backup, problems } = report;
+    let Report { cause: _, cause_text, burst, restored, adopted, backup, problems } = report;
     let mut text = format!("start     {cause_text}\n");
     if let Some(burst) = burst {
         let _ = write!(text, "peers     {}", burst_line(burst));
@@ -60,6 +63,9 @@ pub(super) fn whole(report: &Report) -> String {
             at(burst.done_us),
             count(burst.messages)
         );
+    }
+    if *restored > 0 {
+        let _ = writeln!(text, "restored  {} IKE SAs went on with their CHILD_SAs", count(*restored));
     }
     if *adopted > 0 {
         let _ = writeln!(text, "adopted   {} IKE SAs whose CHILD_SAs go on in the datapath", count(*adopted));

@@ -293,10 +293,15 @@ impl Read for Unique {
 }
 
 impl Read for Strategy {
-    const EXPECTED: &'static str = "\"delete\", \"prebuilt\" or \"none\"";
+    const EXPECTED: &'static str = "\"delete\", \"prebuilt\", \"restore\" or \"none\"";
 
     fn read(value: DeValue<'_>) -> Result<Self, String> {
-        let words = [("delete", Self::Delete), ("prebuilt", Self::Prebuilt), ("none", Self::None)];
+        let words = [
+            ("delete", Self::Delete),
+            ("prebuilt", Self::Prebuilt),
+            ("restore", Self::Restore),
+            ("none", Self::None),
+        ];
         one_of(&value, &words).ok_or_else(expected::<Self>)
     }
 }
