@@ -16,8 +16,9 @@ use crate::request::{
     Status, SteerStatus, WorkerStatus,
 };
 use crate::sa::{
-    Action, AddressRange, DfPolicy, Direction, DscpPolicy, Encryption, Integrity, IpsecProtocol, Lifetime,
-    Limits, Mode, PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, SuiteError, UdpEncap,
+    Action, AddressRange, DfPolicy, Direction, DscpPolicy, Encryption, Integrity, IpsecProtocol, KeyOrigin,
+    Lifetime, Limits, Mode, PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, SuiteError,
+    UdpEncap,
 };
 use crate::secret::Secret;
 use crate::settings::Role;

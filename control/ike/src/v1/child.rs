@@ -16,7 +16,7 @@ use crate::config::{self, Connection, Mode, Selector};
 use crate::endpoint::{Core, Now};
 use crate::message::TrafficSelector;
 use crate::negotiate::ChildSuite;
-use crate::output::{ChildId, ChildSa, ChildView, Effect};
+use crate::output::{ChildId, ChildSa, ChildView, Effect, Origin};
 
 /// A CHILD_SA of an IKE SA.
 pub(super) struct Child {
@@ -250,6 +250,7 @@ impl Established {
                 replaces,
                 in_use: mine && replaces.is_none(),
                 leases: self.leases().to_vec(),
+                origin: Origin::Negotiated,
             })),
         );
         let config = self.connection.children.get(index);

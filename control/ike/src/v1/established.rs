@@ -219,7 +219,8 @@ impl Established {
             body: SavedBody::V1Context(V1Context { skeyid_a, ka, last_block, hash }),
         };
         let saved = match self.connection.reset {
-            Strategy::Delete => saved,
+            // IKEv1 has no whole records: its quick modes are begun anew.
+            Strategy::Delete | Strategy::Restore => saved,
             Strategy::Prebuilt => saved.into_prebuilt(),
             Strategy::None => return,
         };

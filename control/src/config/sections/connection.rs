@@ -48,8 +48,14 @@ impl Context<'_> {
         let (rekey, rekey_jitter, over_time) = times(&mut table);
         let dpd = seconds(table.or("dpd_s", 30));
         let unique = table.or("unique", Unique::Replace);
-        let reset = table.or("reset", Strategy::Delete);
+        let reset = table.get::<Strategy>("reset");
         let (v1, v1_digest) = self.version(&mut table);
+        if let Some(found) = reset.as_ref().filter(|found| v1.is_some() && found.value == Strategy::Restore) {
+            let message =
+                "IKEv1 connections do not go on after a reset: as with \"delete\" their peers are told";
+            self.report.warn(found.span.clone(), &table.path_of("reset"), message);
+        }
+        let reset = reset.map(|found| found.value).unwrap_or_default();
         let pools = self.pools_of(&mut table);
         let dns = table.get::<Vec<IpAddr>>("dns");
         let request = table.get::<Vec<Family>>("request_address");

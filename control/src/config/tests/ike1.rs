@@ -1,6 +1,6 @@
 //! `version = 1`: what a connection of IKEv1 may be, and what is said of one that cannot be.
 
-use postern_ike::config::Xauth;
+use postern_ike::config::{Strategy, Xauth};
 
 use super::{error, errors, read};
 
@@ -75,4 +75,23 @@ fn ike_2_refusals_say_why() {
     assert!(found.to_string().contains("of IKEv1 alone"), "{found}");
     let found = error(&with("", "").replace("version = 1", "version = 3"));
     assert!(found.to_string().contains("1 or 2"), "{found}");
+}
+
+/// RST-2: the strategies by name; that there is no `restore` in version 1 is said, and its peers are told then.
+#[test]
+fn rst_2_restore_is_of_version_2() {
+    for (word, strategy) in [
+        ("delete", Strategy::Delete),
+        ("prebuilt", Strategy::Prebuilt),
+        ("restore", Strategy::Restore),
+        ("none", Strategy::None),
+    ] {
+        let text = with(&format!("reset = \"{word}\""), "");
+        let config = read(&text).unwrap();
+        let warned = config.warnings.iter().any(|finding| finding.key.ends_with("reset"));
+        assert_eq!(warned, strategy == Strategy::Restore, "{word}");
+        let config = read(&text.replace("version = 1\n", "")).unwrap();
+        assert!(config.warnings.iter().all(|finding| !finding.key.ends_with("reset")));
+        assert_eq!(config.ike.connections[0].ike.reset, strategy);
+    }
 }
