@@ -384,8 +384,8 @@ pub(crate) mod tests {
 
     use postern_contract::request::Operation;
     use postern_contract::sa::{
-        Action, DfPolicy, Direction, DscpPolicy, Encryption, Integrity, IpsecProtocol, Lifetime, Limits,
-        Mode, PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, UdpEncap,
+        Action, DfPolicy, Direction, DscpPolicy, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime,
+        Limits, Mode, PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, UdpEncap,
     };
     use postern_contract::secret::Secret;
     use postern_contract::{Generation, Translation};
@@ -436,7 +436,7 @@ pub(crate) mod tests {
             follow_peer: false,
             pair: None,
             bundle: None,
-            static_keys: false,
+            origin: KeyOrigin::Negotiated,
             worker: None,
         };
         let policy = Policy {
