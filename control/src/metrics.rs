@@ -355,6 +355,7 @@ mod tests {
                 cause_text: String::new(),
                 burst: Some(BurstReport { told: 5, waiting: 3, ..BurstReport::default() }),
                 restored: 9,
+                restored_us: None,
                 adopted: 0,
                 backup: Some(Stats { records: 2, ..Stats::default() }),
                 problems: Vec::new(),

@@ -38,6 +38,8 @@ pub(super) struct Memory {
     burst: Option<Burst>,
     /// IKE SAs that go on after the reset.
     restored: u64,
+    /// When they were there.
+    restored_at: Option<Instant>,
     /// IKE SAs of a process before this one whose CHILD_SAs go on, by connection and peer.
     adopted: HashMap<(Arc<str>, PeerTag), Vec<[u8; 16]>>,
     problems: Vec<String>,
@@ -77,6 +79,7 @@ impl Memory {
             tell,
             burst: None,
             restored: 0,
+            restored_at: None,
             adopted: known,
             problems,
         }
@@ -85,6 +88,7 @@ impl Memory {
     /// So many go on; from now on the peers of all others are told.
     fn begin(&mut self, restored: usize, refused: Vec<SavedIke>, settings: &Settings) {
         self.restored = u64::try_from(restored).unwrap_or(u64::MAX);
+        self.restored_at = (restored > 0).then(Instant::now);
         let mut tell = std::mem::take(&mut self.tell);
         tell.extend(refused);
         self.burst = (!tell.is_empty()).then(|| Burst {
@@ -194,6 +198,7 @@ impl Memory {
             cause_text: self.cause.text().to_owned(),
             burst: self.burst.as_ref().map(|burst| burst.report(began)),
             restored: self.restored,
+            restored_us: since(began, self.restored_at),
             adopted: u64::try_from(self.adopted.values().map(Vec::len).sum::<usize>()).unwrap_or(u64::MAX),
             backup,
             problems,
@@ -201,12 +206,15 @@ impl Memory {
     }
 }
 
+/// Microseconds.
+fn since(began: Instant, at: Option<Instant>) -> Option<u64> {
+    at.map(|at| u64::try_from(at.saturating_duration_since(began).as_micros()).unwrap_or(u64::MAX))
+}
+
 impl Burst {
     fn report(&self, began: Instant) -> BurstReport {
         let progress = self.recovery.progress();
-        let since = |at: Option<Instant>| {
-            at.map(|at| u64::try_from(at.saturating_duration_since(began).as_micros()).unwrap_or(u64::MAX))
-        };
+        let since = |at| since(began, at);
         BurstReport {
             done: self.done.is_some(),
             total: progress.total,

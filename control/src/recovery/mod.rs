@@ -20,13 +20,9 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-<<<<<<< HEAD
 use crate::ike::jobs::System;
 use postern_ike::Secret;
-use postern_ike::record::SavedIke;
-=======
 use postern_ike::record::{SavedBody, SavedIke};
->>>>>>> c407157 (control: reset = "restore": after a reset what was saved whole goes on, and the peers of the rest are told (RST-2, RST-9))
 use postern_ike::recovery::Settings as Pace;
 use postern_nvram::{Backup, Key};
 use serde::{Deserialize, Serialize};
@@ -113,6 +109,9 @@ pub struct Report {
     /// IKE SAs that went on after the reset.
     #[serde(default)]
     pub restored: u64,
+    /// From the start of the process to when they were there, in microseconds; their CHILD_SAs follow when the datapath is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restored_us: Option<u64>,
     /// IKE SAs of a process before this one that are kept because their CHILD_SAs go on in the datapath.
     pub adopted: u64,
     /// The backup; absent: nothing is saved.
@@ -176,19 +175,15 @@ pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Begi
         if living.is_some() { Cause::ControlDied } else { Cause::Crashed }
     });
     info!("{}", cause.text());
-<<<<<<< HEAD
-    let mut beginning =
-        Beginning { cause, tell: Vec::new(), adopted: Vec::new(), journal: None, tokens: None, problems };
-=======
     let mut beginning = Beginning {
         cause,
         tell: Vec::new(),
         restore: Vec::new(),
         adopted: Vec::new(),
         journal: None,
+        tokens: None,
         problems,
     };
->>>>>>> c407157 (control: reset = "restore": after a reset what was saved whole goes on, and the peers of the rest are told (RST-2, RST-9))
     if !settings.enabled {
         return beginning;
     }

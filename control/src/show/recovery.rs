@@ -49,7 +49,7 @@ pub(super) fn glance(report: &Report) -> String {
 
 /// All of it.
 pub(super) fn whole(report: &Report) -> String {
-    let Report { cause: _, cause_text, burst, restored, adopted, backup, problems } = report;
+    let Report { cause: _, cause_text, burst, restored, restored_us, adopted, backup, problems } = report;
     let mut text = format!("start     {cause_text}\n");
     if let Some(burst) = burst {
         let _ = write!(text, "peers     {}", burst_line(burst));
@@ -65,7 +65,12 @@ pub(super) fn whole(report: &Report) -> String {
         );
     }
     if *restored > 0 {
-        let _ = writeln!(text, "restored  {} IKE SAs went on with their CHILD_SAs", count(*restored));
+        let after = millis(Duration::from_micros(restored_us.unwrap_or_default()));
+        let _ = writeln!(
+            text,
+            "restored  {} IKE SAs went on with their CHILD_SAs, {after} after the start",
+            count(*restored)
+        );
     }
     if *adopted > 0 {
         let _ = writeln!(text, "adopted   {} IKE SAs whose CHILD_SAs go on in the datapath", count(*adopted));

@@ -90,6 +90,8 @@ pub struct Plan {
     pub network: ipnet::IpNet,
     /// Shared secret.
     pub secret: Secret,
+    /// What the gateway saves for the time after a reset.
+    pub reset: Strategy,
     ike: Proposal,
     esp: Proposal,
     settings: Settings,
@@ -115,6 +117,7 @@ impl Plan {
             gateway_id: GATEWAY_ID.parse()?,
             network: network.parse().with_context(|| format!("{network} is no network"))?,
             secret: Secret::new(secret.as_bytes()),
+            reset: Strategy::None,
             ike: keyword::ike(ike)?,
             esp: keyword::esp(esp)?,
             settings: Settings::default(),
@@ -138,6 +141,7 @@ impl Plan {
         let connection = Connection {
             local_id: self.gateway_id.clone(),
             remote_id: CLIENT_IDS.parse()?,
+            reset: self.reset,
             ..self.connection(vec![fixed(self.network)], vec![fixed(INSIDE.into())])
         };
         Ok(self.endpoint(now, 0, connection))

@@ -1,10 +1,15 @@
 //! The reset bench: a backup of many IKE SAs, a control process that finds it after a crash, and survivors that act only on
-//! what is authentic.
+//! what is authentic; for each strategy, and beside it what negotiating anew costs. And what keeping the backup costs
+//! while connections come up.
+
+mod journal;
+mod negotiate;
+mod restore;
 
 use std::collections::HashMap;
 use std::fs;
 use std::net::{SocketAddr, UdpSocket};
-use std::path::Path as FilePath;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
@@ -30,16 +35,33 @@ use serde_json::Value;
 /// Writes the backup of a gateway with many IKE SAs, starts postern-control on it as after a crash, answers as the peers
 /// would, and prints how long it took until all were told, and what the backup takes.
 ///
-/// Everything is on loopback, in one survivor thread; run it where nothing else is busy.
+/// Everything is on loopback, in one survivor thread; run it where nothing else is busy. The kinds:
+///
+/// delete, prebuilt: until the last peer has answered, at the configured pace. built/s: Deletes that one core builds.
+///
+/// restore: until all IKE SAs are there again (their CHILD_SAs follow when the datapath takes them; there is none here).
+/// built/s: IKE SAs with a child that one core brings back. paced: until all have new keys.
+///
+/// negotiate: what has to be done instead where nothing is saved, once peers have found out: built/s are handshakes that
+/// one core can do as the responder; the time is computed from that.
 #[derive(Parser)]
 #[command(name = "postern-reset-bench")]
 struct Arguments {
     /// IKE SAs
     #[arg(long, value_delimiter = ',', default_value = "300,10000,100000")]
     sas: Vec<u32>,
-    /// Kinds of record: delete, prebuilt
-    #[arg(long, value_delimiter = ',', default_value = "delete,prebuilt")]
+    /// What is compared: delete, prebuilt, restore, negotiate
+    #[arg(long, value_delimiter = ',', default_value = "delete,prebuilt,restore,negotiate")]
     kinds: Vec<String>,
+    /// Instead: how fast IKE SAs come up with the backup on, against off; so many of them
+    #[arg(long, value_name = "COUNT", num_args = 0..=1, default_missing_value = "4000")]
+    journal: Option<u32>,
+    /// With --journal: connections that come up at the same time
+    #[arg(long, default_value_t = 256)]
+    concurrent: u32,
+    /// Where the backup is written; as a rule a temporary directory
+    #[arg(long)]
+    directory: Option<PathBuf>,
     /// Messages a second; 0: no limit
     #[arg(long, default_value_t = 100_000)]
     rate: u32,
@@ -77,6 +99,8 @@ struct Row {
     builds: f64,
     first: f64,
     all: f64,
+    /// The pace alone would take so long, in milliseconds.
+    paced: f64,
     messages: u64,
     answered: u64,
     deleted: u32,
@@ -85,6 +109,9 @@ struct Row {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if let Some(count) = arguments.journal {
+        return journal::compare(count, arguments.concurrent, &scratch(&arguments));
+    }
     let mut rows = Vec::new();
     for kind in &arguments.kinds {
         for sas in &arguments.sas {
@@ -92,34 +119,52 @@ fn main() -> Result<()> {
         }
     }
     println!(
-        "{:10} {:>8} {:>10} {:>14} {:>14} {:>14} {:>10} {:>9} {:>9} {:>6}",
+        "{:10} {:>8} {:>10} {:>14} {:>14} {:>14} {:>14} {:>10} {:>9} {:>9} {:>6}",
         "kind",
         "IKE SAs",
         "bytes/SA",
-        "Deletes/s/core",
+        "built/s/core",
         "first sent ms",
-        "all told ms",
+        "recovered ms",
+        "paced ms",
         "messages",
         "answered",
         "deleted",
         "twice"
     );
-    for Row { kind, sas, bytes_a_sa, builds, first, all, messages, answered, deleted, twice } in &rows {
+    for row in &rows {
+        let Row { kind, sas, bytes_a_sa, builds, first, all, paced, messages, answered, deleted, twice } =
+            row;
         println!(
-            "{kind:10} {sas:>8} {bytes_a_sa:>10.0} {builds:>14.0} {first:>14.1} {all:>14.1} {messages:>10} {answered:>9} {deleted:>9} {twice:>6}"
+            "{kind:10} {sas:>8} {bytes_a_sa:>10.0} {builds:>14.0} {first:>14.1} {all:>14.1} {paced:>14.1} {messages:>10} {answered:>9} {deleted:>9} {twice:>6}"
         );
     }
-    ensure!(rows.iter().all(|row| row.deleted == row.sas && row.twice == 0), "not all were deleted once");
+    let told = |row: &&Row| ["delete", "prebuilt"].contains(&row.kind.as_str());
+    ensure!(
+        rows.iter().filter(told).all(|row| row.deleted == row.sas && row.twice == 0),
+        "not all were deleted once"
+    );
     Ok(())
 }
 
+/// A directory of this process.
+fn scratch(arguments: &Arguments) -> PathBuf {
+    let parent = arguments.directory.clone().unwrap_or_else(std::env::temp_dir);
+    parent.join(format!("postern-reset-bench-{}", std::process::id()))
+}
+
 fn one(arguments: &Arguments, kind: &str, sas: u32) -> Result<Row> {
-    let dir = std::env::temp_dir().join(format!("postern-reset-bench-{}", std::process::id()));
+    let dir = scratch(arguments);
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(dir.join("state"))?;
-    let result = measure(arguments, kind, sas, &dir);
+    let result = match kind {
+        "delete" | "prebuilt" => measure(arguments, kind, sas, &dir),
+        "restore" => restore::measure(arguments, sas, &dir),
+        "negotiate" => negotiate::measure(sas),
+        _ => Err(anyhow::anyhow!("no kind is called {kind}")),
+    };
     fs::remove_dir_all(&dir)?;
-    result
+    result.with_context(|| format!("{kind}, {sas} IKE SAs"))
 }
 
 fn measure(arguments: &Arguments, kind: &str, sas: u32, dir: &FilePath) -> Result<Row> {
@@ -132,24 +177,14 @@ fn measure(arguments: &Arguments, kind: &str, sas: u32, dir: &FilePath) -> Resul
     let (records, survivors) = make(sas, path)?;
     let builds = build_rate(&records);
     let bytes = store(dir, kind, records)?;
-    fs::write(dir.join("state/life"), r#"{"boot_id":"BOOT","ended":null}"#.replace("BOOT", &boot_id()))?;
+    write_life(dir)?;
 
     let stop = Arc::new(AtomicBool::new(false));
     let stopped = Arc::clone(&stop);
     let peers = std::thread::spawn(move || survive(&socket, survivors, &stopped));
-    let config = format!(
-        "[datapath]\nsocket = \"{d}/datapath.sock\"\nstate = \"{d}/datapath\"\nstart = false\n\
-         [control]\nsocket = \"{d}/control.sock\"\nstate = \"{d}/state\"\n\
-         [ike]\nport = {port}\nnat_port = {}\n[recovery]\nrate = {}\n",
-        port + 1,
-        arguments.rate,
-        d = dir.display()
-    );
-    write_private(&dir.join("postern.toml"), &config)?;
-    let mut command = std::process::Command::new(binary("postern-control")?);
-    command.arg("--config").arg(dir.join("postern.toml")).env("NO_COLOR", "1");
-    let mut control = Background::start(&mut command, &dir.join("log"))?;
-    let report = watch(dir, &mut control);
+    write_private(&dir.join("postern.toml"), &config(arguments, dir))?;
+    let mut control = start(dir)?;
+    let report = watch(dir, &mut control, |report| report.pointer("/burst/done") == Some(&Value::Bool(true)));
     control.end(Signal::TERM, Duration::from_secs(5));
     stop.store(true, Ordering::Relaxed);
     let survivors = peers.join().map_err(|_| anyhow::anyhow!("the survivors panicked"))??;
@@ -166,11 +201,37 @@ fn measure(arguments: &Arguments, kind: &str, sas: u32, dir: &FilePath) -> Resul
         builds,
         first: millis("first_message_us"),
         all: millis("last_answer_us"),
+        paced: f64::from(sas) * 1e3 / f64::from(arguments.rate),
         messages: number("messages").unwrap_or_default(),
         answered: number("told").unwrap_or_default(),
         deleted: u32::try_from(survivors.values().filter(|survivor| survivor.deleted > 0).count())?,
         twice: u32::try_from(survivors.values().filter(|survivor| survivor.deleted > 1).count())?,
     })
+}
+
+/// Of a control process without a datapath.
+fn config(arguments: &Arguments, dir: &FilePath) -> String {
+    format!(
+        "[datapath]\nsocket = \"{d}/datapath.sock\"\nstate = \"{d}/datapath\"\nstart = false\n\
+         [control]\nsocket = \"{d}/control.sock\"\nstate = \"{d}/state\"\n\
+         [ike]\nport = {}\nnat_port = {}\n[recovery]\nrate = {}\n",
+        arguments.port,
+        arguments.port + 1,
+        arguments.rate,
+        d = dir.display()
+    )
+}
+
+fn start(dir: &FilePath) -> Result<Background> {
+    let mut command = std::process::Command::new(binary("postern-control")?);
+    command.arg("--config").arg(dir.join("postern.toml")).env("NO_COLOR", "1");
+    Background::start(&mut command, &dir.join("log"))
+}
+
+/// What the process before wrote last: that it runs.
+fn write_life(dir: &FilePath) -> Result<()> {
+    let text = r#"{"boot_id":"BOOT","ended":null}"#.replace("BOOT", &boot_id());
+    Ok(fs::write(dir.join("state/life"), text)?)
 }
 
 fn boot_id() -> String {
@@ -239,7 +300,7 @@ fn store(dir: &FilePath, kind: &str, records: Vec<SavedIke>) -> Result<f64> {
                 (SavedBody::V2Context(context), "prebuilt") => {
                     Some(context.prebuilt(record.spis, record.initiator))
                 }
-                (_, "delete") => None,
+                (_, "delete" | "restore") => None,
                 _ => bail!("no kind of record is called {kind}"),
             };
             if let Some(prebuilt) = prebuilt {
@@ -283,8 +344,8 @@ fn survive(socket: &UdpSocket, mut survivors: Survivors, stop: &AtomicBool) -> R
     Ok(survivors)
 }
 
-/// Waits until all is done.
-fn watch(dir: &FilePath, control: &mut Background) -> Result<Value> {
+/// Waits until it is `done`.
+fn watch(dir: &FilePath, control: &mut Background, done: impl Fn(&Value) -> bool) -> Result<Value> {
     let began = Instant::now();
     while began.elapsed() < Duration::from_mins(2) {
         std::thread::sleep(Duration::from_millis(100));
@@ -293,7 +354,7 @@ fn watch(dir: &FilePath, control: &mut Background) -> Result<Value> {
         command.arg("--socket").arg(dir.join("control.sock")).args(["recover", "--json"]);
         let Ok(text) = run(&mut command) else { continue };
         let report: Value = serde_json::from_str(&text)?;
-        if report.pointer("/burst/done") == Some(&Value::Bool(true)) {
+        if done(&report) {
             return Ok(report);
         }
     }
