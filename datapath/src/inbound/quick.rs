@@ -90,8 +90,8 @@ mod tests {
     use postern_contract::counters::DropReason;
     use postern_contract::request::Operation;
     use postern_contract::sa::{
-        Direction, Encryption, Integrity, IpsecProtocol, Lifetime, Limits, Mode, PathPolicy, SaConfig, SaId,
-        Selector, Suite, UdpEncap,
+        Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Limits, Mode, PathPolicy,
+        SaConfig, SaId, Selector, Suite, UdpEncap,
     };
     use postern_contract::secret::Secret;
     use postern_contract::settings::Backend;
@@ -151,7 +151,7 @@ mod tests {
             follow_peer: true,
             pair: None,
             bundle: None,
-            static_keys: false,
+            origin: KeyOrigin::Negotiated,
             worker: None,
         };
         bed.apply(vec![Operation::InstallSa(Box::new(sa))])
