@@ -19,6 +19,7 @@ pub mod party;
 pub mod peer;
 pub mod pki;
 pub mod process;
+pub mod prog_run;
 pub mod stage;
 pub mod tap;
 pub mod topology;
