@@ -19,8 +19,6 @@
 //! lane keeps a hash of its own: with L lanes, lane l has the sum of the blocks l, l + L, l + 2L …, times H^L for each
 //! step, which `last` brings together by multiplying lane l with H^(m - l), m being the number of positions left.
 
-use core::marker::PhantomData;
-
 use crate::key::{BLOCK, CHUNK, Layout, Sum};
 use crate::lanes::Lanes;
 
@@ -34,19 +32,13 @@ pub(crate) struct Job {
     pub(crate) packet: *mut u8,
     /// Bytes of text between 16 bytes of header and 16 of tag.
     pub(crate) text: usize,
-    /// Nonce and the counter 1.
-    pub(crate) counter: [u8; BLOCK],
-    /// The AAD's block, as a big-endian number.
-    pub(crate) aad: u128,
+    /// Nonce and the counter 1, the first byte lowest.
+    pub(crate) counter: u128,
+    /// The AAD's block.
+    pub(crate) aad: *const u8,
     /// Lengths of AAD and text in bits.
     pub(crate) lengths: u128,
 }
-
-/// Ones, then zeros: a load at an offset makes a mask.
-static MASK: [[u8; 128]; 2] = [[0xff; 128], [0; 128]];
-
-/// Start of the zeros.
-const ZEROS: usize = 128;
 
 /// What is added to the counter for each lane. The counter's last byte is the highest one of a little-endian word.
 static LANES: [[u32; 4]; 4] = [[0, 0, 0, 0], [0, 0, 0, 1 << 24], [0, 0, 0, 2 << 24], [0, 0, 0, 3 << 24]];
@@ -63,16 +55,16 @@ struct Counter<V> {
     /// The counter of lane 0 of `next`.
     number: u32,
     /// With counter 1.
-    first: [u8; BLOCK],
+    first: u128,
 }
 
 impl<V: Lanes> Counter<V> {
     #[inline(always)]
-    unsafe fn new(first: [u8; BLOCK]) -> Self {
+    unsafe fn new(first: u128) -> Self {
         let step: [u32; 4] = if V::BLOCKS == 2 { [0, 0, 0, 2 << 24] } else { [0, 0, 0, 4 << 24] };
         // SAFETY: the caller's; LANES has four blocks, no vector more.
         unsafe {
-            let next = V::broadcast(first.as_ptr()).add(V::load((&raw const LANES).cast()));
+            let next = V::splat(first).add(V::load((&raw const LANES).cast()));
             Self { next, step: V::broadcast((&raw const step).cast()), number: 1, first }
         }
     }
@@ -103,7 +95,7 @@ impl<V: Lanes> Counter<V> {
     /// The vector that begins with `number`.
     #[cold]
     unsafe fn vector(&self) -> V {
-        let mut lanes = [self.first; 4];
+        let mut lanes = [self.first.to_le_bytes(); 4];
         for (lane, number) in lanes.iter_mut().zip(self.number..) {
             if let Some(last) = lane.last_chunk_mut() {
                 *last = number.to_be_bytes();
@@ -121,27 +113,91 @@ struct Reader<V> {
     rounds: *const u8,
     /// 10, 12 or 14.
     number: u8,
-    lanes: PhantomData<V>,
+    /// The keys of the rounds that all lengths have, the last one behind the others, if the registers are `MANY`.
+    kept: [V; 11],
+    /// What [`Self::stride`] gives, if the registers are `MANY`.
+    strides: [(V, V); CHUNK],
 }
 
 impl<V: Lanes> Reader<V> {
+    #[inline(always)]
+    unsafe fn new(job: &Job) -> Self {
+        // SAFETY: the caller's.
+        unsafe {
+            let mut reader = Self {
+                key: job.key,
+                rounds: job.key.add(Layout::<V>::round(job.rounds.into(), 0)),
+                number: job.rounds,
+                kept: [V::zero(); 11],
+                strides: [(V::zero(), V::zero()); CHUNK],
+            };
+            if V::MANY {
+                let last_round = V::broadcast(reader.last());
+                let [kept @ .., last] = &mut reader.kept;
+                for (round, kept) in kept.iter_mut().enumerate() {
+                    *kept = V::broadcast(reader.rounds.add(BLOCK * round));
+                }
+                *last = last_round;
+            }
+            reader
+        }
+    }
+
+    /// Loads what whole chunks need.
+    #[inline(always)]
+    unsafe fn prepare_chunks(&mut self) {
+        if V::MANY {
+            for at in 0..CHUNK {
+                // SAFETY: the caller's.
+                let stride = unsafe { self.load_stride(at) };
+                if let Some(place) = self.strides.get_mut(at) {
+                    *place = stride;
+                }
+            }
+        }
+    }
+
+    /// Where the key of the last round is.
+    #[inline(always)]
+    fn last(&self) -> *const u8 {
+        self.key.wrapping_add(Layout::<V>::ROUNDS_END - BLOCK)
+    }
+
     /// The round key of `round` in every lane.
     #[inline(always)]
     unsafe fn round(&self, round: usize) -> V {
-        // SAFETY: the caller's; `round` is at most `number`, so within the key.
-        unsafe { V::broadcast(self.rounds.add(BLOCK * round)) }
+        match self.kept.get(round) {
+            Some(kept) if V::MANY && round < 10 => *kept,
+            // SAFETY: the caller's; `round` is at most `number`, so within the key.
+            _ => unsafe { V::broadcast(self.rounds.add(BLOCK * round)) },
+        }
     }
 
     /// The key of the last round.
     #[inline(always)]
     unsafe fn last_round(&self) -> V {
-        // SAFETY: the caller's; within the key.
-        unsafe { V::broadcast(self.key.add(Layout::<V>::ROUNDS_END - BLOCK)) }
+        if V::MANY {
+            let [.., last] = self.kept;
+            last
+        } else {
+            // SAFETY: the caller's; within the key.
+            unsafe { V::broadcast(self.last()) }
+        }
     }
 
-    /// The power by which vector `at` of a chunk is multiplied, in every lane, and the sum of its halves.
+    /// The power by which vector `at` of a chunk is multiplied, in every lane, and the sum of its halves. The chunk is
+    /// prepared for.
     #[inline(always)]
     unsafe fn stride(&self, at: usize) -> (V, V) {
+        match self.strides.get(at) {
+            Some(stride) if V::MANY => *stride,
+            // SAFETY: the caller's.
+            _ => unsafe { self.load_stride(at) },
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_stride(&self, at: usize) -> (V, V) {
         // SAFETY: the caller's; `at` is below CHUNK.
         unsafe {
             let power = V::broadcast(self.key.add(Layout::<V>::power(V::BLOCKS * (CHUNK - at))));
@@ -149,14 +205,11 @@ impl<V: Lanes> Reader<V> {
         }
     }
 
-    /// H^n, H^(n-1) and so on, and the sums of their halves.
+    /// H^n, H^(n-1) and so on.
     #[inline(always)]
-    unsafe fn powers(&self, n: usize) -> (V, V) {
+    unsafe fn powers(&self, n: usize) -> V {
         // SAFETY: the caller's; `n` is from 1 to POWERS, and behind H^1 there is room for the vector's rest.
-        unsafe {
-            let power = V::load(self.key.add(Layout::<V>::power(n)));
-            (power, power.xor(power.swap_halves()))
-        }
+        unsafe { V::load(self.key.add(Layout::<V>::power(n))) }
     }
 }
 
@@ -169,20 +222,23 @@ struct State<V> {
     hash: V,
     /// Lane 0: the cipher of counter 1, for the tag.
     tag: V,
+    /// What the last whole chunk was sealed to, if the registers are `MANY`: to load what was stored a moment ago costs
+    /// more where it crosses cache lines.
+    sealed: [V; CHUNK],
 }
 
 impl<V: Lanes> State<V> {
     #[inline(always)]
     unsafe fn new(job: &Job) -> Self {
-        let aad = job.aad.to_le_bytes();
         // SAFETY: the caller's.
         unsafe {
-            let header = V::load_blocks(job.packet.cast_const(), 1).swap_bytes();
+            let header = V::load_block(job.packet.cast_const());
             Self {
                 counter: Counter::new(job.counter),
                 at: job.packet,
-                hash: header.xor(V::load_blocks(aad.as_ptr(), 1)),
+                hash: header.xor(V::load_block(job.aad)).swap_bytes(),
                 tag: V::zero(),
+                sealed: [V::zero(); CHUNK],
             }
         }
     }
@@ -191,18 +247,16 @@ impl<V: Lanes> State<V> {
     #[inline(always)]
     unsafe fn keep_tag(&mut self, stream: &mut V) {
         self.tag = *stream;
-        // SAFETY: the caller's; ones but for lane 0.
-        unsafe {
-            let mask = (&raw const MASK).cast::<u8>();
-            let rest = V::load(mask.add(ZEROS - BLOCK)).xor(V::load(mask));
-            *stream = stream.and(rest);
-        }
+        // SAFETY: the caller's.
+        *stream = unsafe { stream.without_first() };
     }
 }
 
 /// The hash of a whole chunk, in steps between the rounds of the cipher.
 struct Hasher<V> {
     from: *const u8,
+    /// What is at `from`, if it is at hand.
+    sealed: Option<[V; CHUNK]>,
     hash: V,
     sum: Option<Sum<V>>,
 }
@@ -215,12 +269,20 @@ impl<V: Lanes> Hasher<V> {
         unsafe {
             let at = round / HASH_EVERY;
             if round % HASH_EVERY == 1 % HASH_EVERY && at < CHUNK {
-                let mut block = V::load(self.from.add(BLOCK * V::BLOCKS * at)).swap_bytes();
+                let block = match self.sealed {
+                    Some(sealed) => sealed.get(at).copied(),
+                    None => None,
+                };
+                let block = match block {
+                    Some(block) => block,
+                    None => V::load(self.from.add(BLOCK * V::BLOCKS * at)),
+                };
+                let mut block = block.swap_bytes();
                 if at == 0 {
                     block = block.xor(self.hash);
                 }
                 let (power, halves) = key.stride(at);
-                let product = Sum::of(block, power, halves);
+                let product = Sum::unsettled(block, power, halves);
                 let sum = match self.sum {
                     Some(sum) => sum.plus(product),
                     None => product,
@@ -229,7 +291,7 @@ impl<V: Lanes> Hasher<V> {
             } else if round == CHUNK * HASH_EVERY
                 && let Some(sum) = self.sum
             {
-                self.hash = sum.reduce();
+                self.hash = sum.settle().reduce();
             }
         }
     }
@@ -297,7 +359,11 @@ unsafe fn bulk<V: Lanes, const SEAL: bool, const FIRST: bool>(key: &Reader<V>, s
         }
         for (index, stream) in streams.into_iter().enumerate() {
             let to = at.add(width * index);
-            V::load(to.cast_const()).xor(stream).store(to);
+            let out = V::load(to.cast_const()).xor(stream);
+            out.store(to);
+            if SEAL && let Some(sealed) = state.sealed.get_mut(index) {
+                *sealed = out;
+            }
         }
         state.at = at.add(width * CHUNK);
     }
@@ -307,7 +373,8 @@ unsafe fn bulk<V: Lanes, const SEAL: bool, const FIRST: bool>(key: &Reader<V>, s
 #[inline(always)]
 unsafe fn hasher<V: Lanes, const SEAL: bool>(state: &State<V>) -> Hasher<V> {
     let back = if SEAL { BLOCK * V::BLOCKS * CHUNK } else { 0 };
-    Hasher { from: state.at.wrapping_sub(back).cast_const(), hash: state.hash, sum: None }
+    let sealed = if SEAL && V::MANY { Some(state.sealed) } else { None };
+    Hasher { from: state.at.wrapping_sub(back).cast_const(), sealed, hash: state.hash, sum: None }
 }
 
 /// Seals or opens the last `C` vectors with text, and hashes the lengths; `bytes` are left in memory, the ESP header
@@ -328,32 +395,27 @@ unsafe fn last<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize>(
     // bytes, which are the tag's.
     unsafe {
         let at = state.at;
-        let mask = (&raw const MASK).cast::<u8>();
         let mut texts = [V::zero(); C];
         for (index, text) in texts.iter_mut().enumerate() {
             let from = at.add(width * index).cast_const();
-            *text = if index + 1 < C { V::load(from) } else { V::load_blocks(from, blocks) };
+            *text = if index + 1 < C { V::load(from) } else { V::load_part(from, left) };
         }
         // The tag has to outlive a store that ends in it.
         let end = at.add(bytes);
-        let tag = V::load_blocks(end.cast_const(), 1);
+        let tag = V::load_block(end.cast_const());
 
-        // Ones in the lane behind the text, which is the lengths', if there is one.
-        let behind = V::load(mask.add(ZEROS - BLOCK * (blocks + 1)));
-        let behind = behind.xor(V::load(mask.add(ZEROS - BLOCK * blocks)));
-        let lengths = V::broadcast(job.lengths.to_le_bytes().as_ptr());
-        let kept = V::load(mask.add(ZEROS - left));
-        let product = |index: usize, text: V, hash: V| {
-            let text = if index + 1 == C { text.and(kept) } else { text };
+        // Behind the text, if there is a lane for it.
+        let lengths = V::place(job.lengths, blocks);
+        let product = |index: usize, text: V, hash: V, whole: bool| {
+            let text = if index + 1 == C && !whole { text.keep(left) } else { text };
             let mut turned = text.swap_bytes();
             if index == 0 {
                 turned = turned.xor(hash);
             }
             if index + 1 == C {
-                turned = turned.xor(lengths.and(behind));
+                turned = turned.xor(lengths);
             }
-            let (power, halves) = key.powers(positions - V::BLOCKS * index);
-            Sum::of(turned, power, halves)
+            Sum::of(turned, key.powers(positions - V::BLOCKS * index))
         };
         let mut total: Option<Sum<V>> = None;
         let mut add = |product: Sum<V>| {
@@ -369,7 +431,7 @@ unsafe fn last<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize>(
                 hasher.step(key, round);
             }
             if !SEAL && let Some(text) = texts.get(round - 1) {
-                add(product(round - 1, *text, hasher.hash));
+                add(product(round - 1, *text, hasher.hash, V::EXACT));
             }
         });
         if FIRST && let Some(stream) = streams.first_mut() {
@@ -381,16 +443,14 @@ unsafe fn last<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize>(
             if index + 1 < C {
                 out.store(to);
             } else {
-                out.store_blocks(to, blocks);
+                out.store_part(to, left);
             }
             if SEAL {
-                add(product(index, out, hasher.hash));
+                add(product(index, out, hasher.hash, false));
             }
         }
         if blocks == V::BLOCKS {
-            let (power, halves) = key.powers(1);
-            let upto = V::load(mask.add(ZEROS - BLOCK));
-            add(Sum::of(lengths.and(upto), power, halves));
+            add(Sum::of(V::place(job.lengths, 0), key.powers(1)));
         }
         let computed = match total {
             Some(total) => total.reduce().fold().swap_bytes().xor(state.tag),
@@ -399,7 +459,9 @@ unsafe fn last<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize>(
         if SEAL {
             computed
         } else {
-            tag.store_blocks(end, 1);
+            if !V::EXACT {
+                tag.store_block(end);
+            }
             computed.xor(tag)
         }
     }
@@ -421,12 +483,7 @@ pub(crate) unsafe fn crypt<V: Lanes, const SEAL: bool>(job: &Job) -> V {
     let mut bytes = BLOCK + job.text;
     // SAFETY: the caller's. While there is more than a chunk, a chunk of it is whole.
     unsafe {
-        let key = Reader::<V> {
-            key: job.key,
-            rounds: job.key.add(Layout::<V>::round(job.rounds.into(), 0)),
-            number: job.rounds,
-            lanes: PhantomData,
-        };
+        let mut key = Reader::<V>::new(job);
         let mut state = State::<V>::new(job);
         if bytes <= most {
             return match bytes.div_ceil(width) {
@@ -437,6 +494,7 @@ pub(crate) unsafe fn crypt<V: Lanes, const SEAL: bool>(job: &Job) -> V {
                 _ => last::<V, SEAL, true, 4>(&key, &mut state, job, bytes),
             };
         }
+        key.prepare_chunks();
         bulk::<V, SEAL, true>(&key, &mut state);
         bytes -= chunk;
         while bytes > most {

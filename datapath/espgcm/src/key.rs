@@ -171,11 +171,11 @@ unsafe fn expand_128<V: Lanes>(key: *const u8, to: *mut u8) -> usize {
     // SAFETY: as for the caller.
     unsafe {
         let at = |round| to.add(Layout::<V>::round(10, round));
-        let mut last = V::load_blocks(key, 1);
-        last.store_blocks(at(0), 1);
+        let mut last = V::load_block(key);
+        last.store_block(at(0));
         for (round, rcon) in (1..).zip(RCON) {
             last = V::next_round_key::<true>(last, last, rcon);
-            last.store_blocks(at(round), 1);
+            last.store_block(at(round));
         }
     }
     10
@@ -192,9 +192,9 @@ unsafe fn expand_192<V: Lanes>(key: *const u8, to: *mut u8) -> usize {
         for (step, rcon) in (1..9).zip(RCON) {
             let first = 6 * step;
             // The last four words before `first`; of these the last one counts.
-            let last = V::load_blocks(word(first - 4).cast(), 1);
+            let last = V::load_block(word(first - 4).cast());
             let mut added = [0u8; BLOCK];
-            V::next_round_key::<true>(V::zero(), last, rcon).store_blocks(added.as_mut_ptr(), 1);
+            V::next_round_key::<true>(V::zero(), last, rcon).store_block(added.as_mut_ptr());
             let [a0, a1, a2, a3, ..] = added;
             added.zeroize();
             let mut sum = u32::from_ne_bytes([a0, a1, a2, a3]);
@@ -212,16 +212,16 @@ unsafe fn expand_256<V: Lanes>(key: *const u8, to: *mut u8) -> usize {
     // SAFETY: as for the caller.
     unsafe {
         let at = |round| to.add(Layout::<V>::round(14, round));
-        let mut even = V::load_blocks(key, 1);
-        let mut odd = V::load_blocks(key.add(BLOCK), 1);
-        even.store_blocks(at(0), 1);
-        odd.store_blocks(at(1), 1);
+        let mut even = V::load_block(key);
+        let mut odd = V::load_block(key.add(BLOCK));
+        even.store_block(at(0));
+        odd.store_block(at(1));
         for (step, rcon) in (1..8).zip(RCON) {
             even = V::next_round_key::<true>(even, odd, rcon);
-            even.store_blocks(at(2 * step), 1);
+            even.store_block(at(2 * step));
             if step < 7 {
                 odd = V::next_round_key::<false>(odd, even, 0);
-                odd.store_blocks(at(2 * step + 1), 1);
+                odd.store_block(at(2 * step + 1));
             }
         }
     }
@@ -239,7 +239,7 @@ unsafe fn powers<V: Lanes>(rounds: usize, to: *mut u8) {
             state = state.aesenc(round(at));
         }
         let mut block = [0u8; BLOCK];
-        state.aesenclast(round(rounds)).store_blocks(block.as_mut_ptr(), 1);
+        state.aesenclast(round(rounds)).store_block(block.as_mut_ptr());
         let hash = u128::from_be_bytes(block);
         // Times x^-1: all bits move up by one, and what falls out comes back as the polynomial. No branch on the key.
         let carry = 0u128.wrapping_sub(hash >> 127);
@@ -248,11 +248,11 @@ unsafe fn powers<V: Lanes>(rounds: usize, to: *mut u8) {
         // Power n stands `n` blocks before the end.
         let end = to.add(Layout::<V>::NUMBER_AT);
         let h1 = V::broadcast(first.as_ptr());
-        h1.store_blocks(end.sub(BLOCK), 1);
+        h1.store_block(end.sub(BLOCK));
         let mut power = h1;
         for n in 2..=V::BLOCKS {
             power = multiply(power, h1);
-            power.store_blocks(end.sub(BLOCK * n), 1);
+            power.store_block(end.sub(BLOCK * n));
         }
         // A whole vector of powers at a time; `power` is H^BLOCKS in all lanes.
         let mut vector = V::load(end.sub(BLOCK * V::BLOCKS).cast_const());
@@ -276,8 +276,7 @@ unsafe fn powers<V: Lanes>(rounds: usize, to: *mut u8) {
     }
 }
 
-/// A sum of products before reduction: bits 0 to 127, 128 to 255, and 64 to 191 by Karatsuba's trick, from which the
-/// two others have yet to be taken.
+/// A sum of products before reduction: bits 0 to 127, 128 to 255, and 64 to 191.
 #[derive(Clone, Copy)]
 pub(crate) struct Sum<V> {
     low: V,
@@ -286,12 +285,29 @@ pub(crate) struct Sum<V> {
 }
 
 impl<V: Lanes> Sum<V> {
-    /// The products of the lanes of `block` and `power`; `halves` has the sum of the halves of each power.
+    /// The products of the lanes of `block` and `power`.
     ///
     /// # Safety
     /// The processor has the instructions of `V`.
     #[inline(always)]
-    pub(crate) unsafe fn of(block: V, power: V, halves: V) -> Self {
+    pub(crate) unsafe fn of(block: V, power: V) -> Self {
+        // SAFETY: the caller's.
+        unsafe {
+            Self {
+                low: block.clmul_low(power),
+                high: block.clmul_high(power),
+                middle: block.clmul_low_high(power).xor(block.clmul_high_low(power)),
+            }
+        }
+    }
+
+    /// The same with three multiplications in place of four (Karatsuba's trick) for who has `halves`, the sums of the halves
+    /// of each power: `middle` has the two others in it as well, until [`Self::settle`] takes them out.
+    ///
+    /// # Safety
+    /// As for `of`.
+    #[inline(always)]
+    pub(crate) unsafe fn unsettled(block: V, power: V, halves: V) -> Self {
         // SAFETY: the caller's.
         unsafe {
             Self {
@@ -299,6 +315,19 @@ impl<V: Lanes> Sum<V> {
                 high: block.clmul_high(power),
                 middle: block.xor(block.swap_halves()).clmul_low(halves),
             }
+        }
+    }
+
+    /// The sum that a sum of [`Self::unsettled`] ones stands for.
+    ///
+    /// # Safety
+    /// As for `of`.
+    #[inline(always)]
+    pub(crate) unsafe fn settle(self) -> Self {
+        // SAFETY: the caller's.
+        unsafe {
+            let Self { low, high, middle } = self;
+            Self { low, high, middle: middle.xor(low).xor(high) }
         }
     }
 
@@ -330,7 +359,7 @@ impl<V: Lanes> Sum<V> {
             let polynomial = V::broadcast_half((&raw const POLYNOMIAL).cast());
             let Self { low, high, middle } = self;
             // 64 bits at a time from the low end: bits 0 to 63, then 64 to 127.
-            let middle = middle.xor(high).xor(low.xor(low.swap_halves())).xor(low.clmul_low(polynomial));
+            let middle = middle.xor(low.swap_halves()).xor(low.clmul_low(polynomial));
             high.xor(middle.swap_halves()).xor(middle.clmul_low(polynomial))
         }
     }
@@ -340,5 +369,5 @@ impl<V: Lanes> Sum<V> {
 #[inline(always)]
 unsafe fn multiply<V: Lanes>(a: V, b: V) -> V {
     // SAFETY: the caller's.
-    unsafe { Sum::of(a, b, b.xor(b.swap_halves())).reduce() }
+    unsafe { Sum::of(a, b).reduce() }
 }

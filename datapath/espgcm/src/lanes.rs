@@ -14,8 +14,20 @@ pub(crate) unsafe trait Lanes: Copy {
     /// Blocks in a vector.
     const BLOCKS: usize;
 
+    /// Whether there are registers enough to keep the round keys in while the packet is worked on.
+    const MANY: bool;
+
+    /// Whether `load_part` and `store_part` touch the bytes asked for and no others.
+    const EXACT: bool;
+
     /// All bits zero.
     unsafe fn zero() -> Self;
+
+    /// `block`, whose first byte is the lowest, in every lane.
+    unsafe fn splat(block: u128) -> Self;
+
+    /// `block` in lane `lane`, zeros in the others; zeros in all when there is no such lane.
+    unsafe fn place(block: u128, lane: usize) -> Self;
 
     /// The `16 * BLOCKS` bytes at `from`.
     unsafe fn load(from: *const u8) -> Self;
@@ -23,11 +35,25 @@ pub(crate) unsafe trait Lanes: Copy {
     /// Writes `16 * BLOCKS` bytes to `to`.
     unsafe fn store(self, to: *mut u8);
 
-    /// The `16 * blocks` bytes at `from`, zeros behind them; at most `BLOCKS`.
-    unsafe fn load_blocks(from: *const u8, blocks: usize) -> Self;
+    /// The 16 bytes at `from`, zeros behind them.
+    unsafe fn load_block(from: *const u8) -> Self;
 
-    /// Writes the first `16 * blocks` bytes to `to`; at most `BLOCKS`.
-    unsafe fn store_blocks(self, to: *mut u8, blocks: usize);
+    /// Writes lane 0 to `to`.
+    unsafe fn store_block(self, to: *mut u8);
+
+    /// The `bytes` bytes at `from`, at most a vector; behind them up to the end of the block anything, then zeros. All
+    /// bytes of that block are read unless `EXACT`.
+    unsafe fn load_part(from: *const u8, bytes: usize) -> Self;
+
+    /// Writes the first `bytes` bytes to `to`, at most a vector. All bytes of their last block are written unless
+    /// `EXACT`.
+    unsafe fn store_part(self, to: *mut u8, bytes: usize);
+
+    /// The first `bytes` bytes, at most a vector, and zeros behind them.
+    unsafe fn keep(self, bytes: usize) -> Self;
+
+    /// Zeros in lane 0.
+    unsafe fn without_first(self) -> Self;
 
     /// The 16 bytes at `from` in every lane.
     unsafe fn broadcast(from: *const u8) -> Self;
@@ -37,9 +63,6 @@ pub(crate) unsafe trait Lanes: Copy {
 
     /// Bitwise.
     unsafe fn xor(self, other: Self) -> Self;
-
-    /// Bitwise.
-    unsafe fn and(self, other: Self) -> Self;
 
     /// Adds the 32-bit words, as they lie in little-endian memory.
     unsafe fn add(self, other: Self) -> Self;
@@ -55,6 +78,12 @@ pub(crate) unsafe trait Lanes: Copy {
 
     /// The carry-less product of the high halves of each lane.
     unsafe fn clmul_high(self, other: Self) -> Self;
+
+    /// The carry-less product of the low halves of `self` and the high ones of `other`.
+    unsafe fn clmul_low_high(self, other: Self) -> Self;
+
+    /// The carry-less product of the high halves of `self` and the low ones of `other`.
+    unsafe fn clmul_high_low(self, other: Self) -> Self;
 
     /// Exchanges the halves of each lane.
     unsafe fn swap_halves(self) -> Self;
@@ -72,4 +101,15 @@ pub(crate) unsafe trait Lanes: Copy {
 
     /// Whether lane 0 is zero, in constant time.
     unsafe fn first_is_zero(self) -> bool;
+}
+
+/// A block in a register of its own.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) fn halves(block: u128) -> core::arch::x86_64::__m128i {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "bits, in two halves")]
+    let (low, high) = (block as u64 as i64, (block >> 64) as u64 as i64);
+    // JUSTIFICATION: by way of memory the block would have to wait for two stores.
+    // SAFETY: needs SSE2, a part of x86-64.
+    unsafe { core::arch::x86_64::_mm_set_epi64x(high, low) }
 }

@@ -340,13 +340,15 @@ fn job<V: Lanes>(packet: &mut Packet<'_>) -> Option<Job> {
         return None;
     }
     let [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11] = *nonce;
+    let first = u64::from_le_bytes([n0, n1, n2, n3, n4, n5, n6, n7]);
+    let rest = u32::from_le_bytes([n8, n9, n10, n11]);
     Some(Job {
         key: key.as_ptr(),
         rounds,
         packet: bytes.as_mut_ptr(),
         text,
-        counter: [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11, 0, 0, 0, 1],
-        aad: u128::from_be_bytes(aad.block),
+        counter: u128::from(first) | u128::from(rest) << 64 | 1 << 120,
+        aad: aad.block.as_ptr(),
         lengths: u128::from(aad.len) << 67 | (text as u128) << 3,
     })
 }
@@ -363,7 +365,7 @@ unsafe fn seal<V: Lanes>(packets: &mut [Packet<'_>]) {
         // takes; the key knows its rounds; the tag's 16 bytes stand behind header and text.
         unsafe {
             let tag: V = crypt::<V, true>(&job);
-            tag.store_blocks(job.packet.add(HEADER + job.text), 1);
+            tag.store_block(job.packet.add(HEADER + job.text));
         }
         packet.verdict = Verdict::Done;
     }

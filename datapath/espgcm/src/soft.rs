@@ -72,33 +72,59 @@ impl<const N: usize> Soft<N> {
 // SAFETY: each method reads or writes what the trait says, block by block.
 unsafe impl<const N: usize> Lanes for Soft<N> {
     const BLOCKS: usize = N;
+    // One of each kind, so that both ways through the kernel are tested.
+    const MANY: bool = N == 4;
+    const EXACT: bool = N == 4;
 
     unsafe fn zero() -> Self {
         Self([0; N])
     }
 
+    unsafe fn splat(block: u128) -> Self {
+        Self([block; N])
+    }
+
+    unsafe fn place(block: u128, lane: usize) -> Self {
+        Self(core::array::from_fn(|at| if at == lane { block } else { 0 }))
+    }
+
     unsafe fn load(from: *const u8) -> Self {
-        unsafe { Self::load_blocks(from, N) }
+        unsafe { Self::load_part(from, 16 * N) }
     }
 
     unsafe fn store(self, to: *mut u8) {
-        unsafe { self.store_blocks(to, N) }
+        unsafe { self.store_part(to, 16 * N) }
     }
 
-    unsafe fn load_blocks(from: *const u8, blocks: usize) -> Self {
-        Self(core::array::from_fn(|lane| {
-            if lane < blocks {
-                unsafe { u128::from_le(from.add(16 * lane).cast::<u128>().read_unaligned()) }
-            } else {
-                0
-            }
-        }))
+    unsafe fn load_block(from: *const u8) -> Self {
+        unsafe { Self::load_part(from, 16) }
     }
 
-    unsafe fn store_blocks(self, to: *mut u8, blocks: usize) {
-        for (lane, block) in self.0.into_iter().enumerate().take(blocks) {
-            unsafe { to.add(16 * lane).cast::<u128>().write_unaligned(block.to_le()) }
-        }
+    unsafe fn store_block(self, to: *mut u8) {
+        unsafe { self.store_part(to, 16) }
+    }
+
+    unsafe fn load_part(from: *const u8, bytes: usize) -> Self {
+        let bytes = if Self::EXACT { bytes } else { bytes.next_multiple_of(16) };
+        let mut lanes = [[0u8; 16]; N];
+        unsafe { core::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr().cast(), bytes) };
+        Self(lanes.map(u128::from_le_bytes))
+    }
+
+    unsafe fn store_part(self, to: *mut u8, bytes: usize) {
+        let bytes = if Self::EXACT { bytes } else { bytes.next_multiple_of(16) };
+        let lanes = self.0.map(u128::to_le_bytes);
+        unsafe { core::ptr::copy_nonoverlapping(lanes.as_ptr().cast(), to, bytes) };
+    }
+
+    unsafe fn keep(self, bytes: usize) -> Self {
+        let mut lanes = self.0.map(u128::to_le_bytes);
+        lanes.as_flattened_mut()[bytes..].fill(0);
+        Self(lanes.map(u128::from_le_bytes))
+    }
+
+    unsafe fn without_first(self) -> Self {
+        Self(core::array::from_fn(|lane| if lane == 0 { 0 } else { self.0[lane] }))
     }
 
     unsafe fn broadcast(from: *const u8) -> Self {
@@ -111,10 +137,6 @@ unsafe impl<const N: usize> Lanes for Soft<N> {
 
     unsafe fn xor(self, other: Self) -> Self {
         self.each(other, |a, b| a ^ b)
-    }
-
-    unsafe fn and(self, other: Self) -> Self {
-        self.each(other, |a, b| a & b)
     }
 
     unsafe fn add(self, other: Self) -> Self {
@@ -138,6 +160,14 @@ unsafe impl<const N: usize> Lanes for Soft<N> {
 
     unsafe fn clmul_high(self, other: Self) -> Self {
         self.each(other, |a, b| clmul(low(a >> 64), low(b >> 64)))
+    }
+
+    unsafe fn clmul_low_high(self, other: Self) -> Self {
+        self.each(other, |a, b| clmul(low(a), low(b >> 64)))
+    }
+
+    unsafe fn clmul_high_low(self, other: Self) -> Self {
+        self.each(other, |a, b| clmul(low(a >> 64), low(b)))
     }
 
     unsafe fn swap_halves(self) -> Self {

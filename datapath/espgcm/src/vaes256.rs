@@ -5,7 +5,10 @@
 
 use core::arch::x86_64::*;
 
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, halves};
+
+/// Ones, then zeros: a load at an offset makes a mask.
+static MASK: [[u8; 32]; 2] = [[0xff; 32], [0; 32]];
 
 /// Two blocks.
 #[derive(Clone, Copy)]
@@ -16,10 +19,26 @@ pub(crate) struct Pair(__m256i);
 // instructions is the caller's to see to.
 unsafe impl Lanes for Pair {
     const BLOCKS: usize = 2;
+    const MANY: bool = false;
+    const EXACT: bool = false;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
         unsafe { Self(_mm256_setzero_si256()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(block: u128) -> Self {
+        unsafe { Self(_mm256_broadcastsi128_si256(halves(block))) }
+    }
+
+    #[inline(always)]
+    unsafe fn place(block: u128, lane: usize) -> Self {
+        unsafe {
+            let [low, high] = [0, 1].map(|at| i64::from(lane == at).wrapping_neg());
+            let chosen = _mm256_set_epi64x(high, high, low, low);
+            Self(_mm256_and_si256(Self::splat(block).0, chosen))
+        }
     }
 
     #[inline(always)]
@@ -33,21 +52,44 @@ unsafe impl Lanes for Pair {
     }
 
     #[inline(always)]
-    unsafe fn load_blocks(from: *const u8, blocks: usize) -> Self {
-        match blocks {
+    unsafe fn load_block(from: *const u8) -> Self {
+        unsafe { Self(_mm256_zextsi128_si256(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_block(self, to: *mut u8) {
+        unsafe { _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_part(from: *const u8, bytes: usize) -> Self {
+        match bytes {
             0 => unsafe { Self::zero() },
-            1 => unsafe { Self(_mm256_zextsi128_si256(_mm_loadu_si128(from.cast()))) },
+            1..=16 => unsafe { Self::load_block(from) },
             _ => unsafe { Self::load(from) },
         }
     }
 
     #[inline(always)]
-    unsafe fn store_blocks(self, to: *mut u8, blocks: usize) {
-        match blocks {
+    unsafe fn store_part(self, to: *mut u8, bytes: usize) {
+        match bytes {
             0 => {}
-            1 => unsafe { _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(self.0)) },
+            1..=16 => unsafe { self.store_block(to) },
             _ => unsafe { self.store(to) },
         }
+    }
+
+    #[inline(always)]
+    unsafe fn keep(self, bytes: usize) -> Self {
+        unsafe {
+            let mask = (&raw const MASK).cast::<u8>().add(32 - bytes);
+            Self(_mm256_and_si256(self.0, Self::load(mask).0))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn without_first(self) -> Self {
+        unsafe { Self(_mm256_blend_epi32::<0xf0>(_mm256_setzero_si256(), self.0)) }
     }
 
     #[inline(always)]
@@ -63,11 +105,6 @@ unsafe impl Lanes for Pair {
     #[inline(always)]
     unsafe fn xor(self, other: Self) -> Self {
         unsafe { Self(_mm256_xor_si256(self.0, other.0)) }
-    }
-
-    #[inline(always)]
-    unsafe fn and(self, other: Self) -> Self {
-        unsafe { Self(_mm256_and_si256(self.0, other.0)) }
     }
 
     #[inline(always)]
@@ -93,6 +130,16 @@ unsafe impl Lanes for Pair {
     #[inline(always)]
     unsafe fn clmul_high(self, other: Self) -> Self {
         unsafe { Self(_mm256_clmulepi64_epi128::<0x11>(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn clmul_low_high(self, other: Self) -> Self {
+        unsafe { Self(_mm256_clmulepi64_epi128::<0x10>(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn clmul_high_low(self, other: Self) -> Self {
+        unsafe { Self(_mm256_clmulepi64_epi128::<0x01>(self.0, other.0)) }
     }
 
     #[inline(always)]

@@ -1,30 +1,21 @@
 //! Four blocks a vector: VAES and VPCLMULQDQ on the 512-bit registers of AVX-512 (Intel Ice Lake, AMD Zen 4).
-//!
-//! The machines this was written on have no AVX-512. The kernel around these instructions is tested with four blocks a
-//! vector on plain integers (`soft`); the instructions themselves are held back by the self-test that the datapath runs at
-//! start, which compares with ring on hundreds of lengths and falls back on any difference.
 
 #![expect(clippy::undocumented_unsafe_blocks, reason = "each is one instruction: said once, above the impl")]
 #![allow(clippy::wildcard_imports, reason = "every name is Intel's and begins with _mm")]
 
 use core::arch::x86_64::*;
 
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, halves};
 
 /// Four blocks.
 #[derive(Clone, Copy)]
 pub(crate) struct Quad(__m512i);
 
-/// Selects the 64-bit words of the first `blocks` blocks.
+/// Selects the first `bytes` bytes.
 #[inline(always)]
-fn words(blocks: usize) -> __mmask8 {
-    match blocks {
-        0 => 0,
-        1 => 0x03,
-        2 => 0x0f,
-        3 => 0x3f,
-        _ => 0xff,
-    }
+fn bytes_mask(bytes: usize) -> __mmask64 {
+    // At most 64, which is no shift.
+    if bytes >= 64 { !0 } else { !(!0 << bytes) }
 }
 
 // JUSTIFICATION: the instructions of the kernel are to be had in no other way.
@@ -32,10 +23,22 @@ fn words(blocks: usize) -> __mmask8 {
 // leaves out are not touched); that the processor has the instructions is the caller's to see to.
 unsafe impl Lanes for Quad {
     const BLOCKS: usize = 4;
+    const MANY: bool = true;
+    const EXACT: bool = true;
 
     #[inline(always)]
     unsafe fn zero() -> Self {
         unsafe { Self(_mm512_setzero_si512()) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(block: u128) -> Self {
+        unsafe { Self(_mm512_broadcast_i32x4(halves(block))) }
+    }
+
+    #[inline(always)]
+    unsafe fn place(block: u128, lane: usize) -> Self {
+        unsafe { Self(_mm512_maskz_mov_epi64((0x03_u32 << (2 * lane)) as __mmask8, Self::splat(block).0)) }
     }
 
     #[inline(always)]
@@ -49,13 +52,33 @@ unsafe impl Lanes for Quad {
     }
 
     #[inline(always)]
-    unsafe fn load_blocks(from: *const u8, blocks: usize) -> Self {
-        unsafe { Self(_mm512_maskz_loadu_epi64(words(blocks), from.cast())) }
+    unsafe fn load_block(from: *const u8) -> Self {
+        unsafe { Self(_mm512_zextsi128_si512(_mm_loadu_si128(from.cast()))) }
     }
 
     #[inline(always)]
-    unsafe fn store_blocks(self, to: *mut u8, blocks: usize) {
-        unsafe { _mm512_mask_storeu_epi64(to.cast(), words(blocks), self.0) }
+    unsafe fn store_block(self, to: *mut u8) {
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_castsi512_si128(self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_part(from: *const u8, bytes: usize) -> Self {
+        unsafe { Self(_mm512_maskz_loadu_epi8(bytes_mask(bytes), from.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_part(self, to: *mut u8, bytes: usize) {
+        unsafe { _mm512_mask_storeu_epi8(to.cast(), bytes_mask(bytes), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn keep(self, bytes: usize) -> Self {
+        unsafe { Self(_mm512_maskz_mov_epi8(bytes_mask(bytes), self.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn without_first(self) -> Self {
+        unsafe { Self(_mm512_maskz_mov_epi64(0xfc, self.0)) }
     }
 
     #[inline(always)]
@@ -71,11 +94,6 @@ unsafe impl Lanes for Quad {
     #[inline(always)]
     unsafe fn xor(self, other: Self) -> Self {
         unsafe { Self(_mm512_xor_si512(self.0, other.0)) }
-    }
-
-    #[inline(always)]
-    unsafe fn and(self, other: Self) -> Self {
-        unsafe { Self(_mm512_and_si512(self.0, other.0)) }
     }
 
     #[inline(always)]
@@ -101,6 +119,16 @@ unsafe impl Lanes for Quad {
     #[inline(always)]
     unsafe fn clmul_high(self, other: Self) -> Self {
         unsafe { Self(_mm512_clmulepi64_epi128::<0x11>(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn clmul_low_high(self, other: Self) -> Self {
+        unsafe { Self(_mm512_clmulepi64_epi128::<0x10>(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn clmul_high_low(self, other: Self) -> Self {
+        unsafe { Self(_mm512_clmulepi64_epi128::<0x01>(self.0, other.0)) }
     }
 
     #[inline(always)]
