@@ -51,7 +51,20 @@ pub fn padding(payload_len: usize, block: usize) -> u8 {
 ///
 /// `out` is exactly the padding and [`TRAILER_LEN`]; `None`, and `out` untouched, if that means less than no padding
 /// or more than 255 bytes of it.
+#[inline]
 pub fn write_trailer(out: &mut [u8], next_header: Protocol) -> Option<()> {
+    // All there is with blocks of four bytes.
+    match out {
+        [pad_len, next] => (*pad_len, *next) = (0, next_header.0),
+        [a, pad_len, next] => (*a, *pad_len, *next) = (1, 1, next_header.0),
+        [a, b, pad_len, next] => (*a, *b, *pad_len, *next) = (1, 2, 2, next_header.0),
+        [a, b, c, pad_len, next] => (*a, *b, *c, *pad_len, *next) = (1, 2, 3, 3, next_header.0),
+        _ => return write_long_trailer(out, next_header),
+    }
+    Some(())
+}
+
+fn write_long_trailer(out: &mut [u8], next_header: Protocol) -> Option<()> {
     let pad_len = u8::try_from(out.len().checked_sub(TRAILER_LEN)?).ok()?;
     let (pad, trailer) = out.split_at_mut_checked(usize::from(pad_len))?;
     for (byte, value) in pad.iter_mut().zip(1..=u8::MAX) {
@@ -86,7 +99,26 @@ pub enum BadTrailer {
 ///
 /// RFC 4303 section 2.4: "the receiver SHOULD inspect the Padding field". It is looked at after authentication only,
 /// so the comparison need not be in constant time.
+#[inline]
 pub fn trailer(plaintext: &[u8]) -> Result<Trailer, BadTrailer> {
+    // Up to six pad bytes are in one word with what follows them.
+    const PAD: u64 = 0x0102_0304_0506;
+    if let Some(last) = plaintext.last_chunk::<8>() {
+        let [.., pad_len, next_header] = *last;
+        if let Some(shift) = 6_u32.checked_sub(pad_len.into()) {
+            let pad = u64::from_be_bytes(*last) >> 16;
+            let mask = (1 << (8 * u32::from(pad_len))) - 1;
+            if (pad ^ (PAD >> (8 * shift))) & mask != 0 {
+                return Err(BadTrailer::PadBytes);
+            }
+            let payload_len = plaintext.len() - TRAILER_LEN - usize::from(pad_len);
+            return Ok(Trailer { pad_len, next_header: Protocol(next_header), payload_len });
+        }
+    }
+    long_trailer(plaintext)
+}
+
+fn long_trailer(plaintext: &[u8]) -> Result<Trailer, BadTrailer> {
     let (rest, [pad_len, next_header]) = plaintext.split_last_chunk().ok_or(BadTrailer::Truncated)?;
     let payload_len = rest.len().checked_sub(usize::from(*pad_len)).ok_or(BadTrailer::PadLength)?;
     let pad = rest.get(payload_len..).ok_or(BadTrailer::PadLength)?;

@@ -202,6 +202,7 @@ pub fn set_addresses(header: &mut [u8], source: Ipv4Addr, destination: Ipv4Addr)
 }
 
 /// Takes one from the TTL; `None` when it is 1 or 0, and the packet must not be forwarded (RFC 1812 section 5.3.1).
+#[inline]
 pub fn decrement_ttl(header: &mut [u8]) -> Option<()> {
     let head = header.first_chunk_mut::<MIN_LEN>()?;
     head[8] = head[8].checked_sub(1).filter(|ttl| *ttl > 0)?;
