@@ -134,7 +134,9 @@ impl Appliance {
         let (arena, frames) = Arena::new(settings.frames, settings.huge_pages)
             .map_err(|source| StartError::Frames { frames: settings.frames, source })?;
         if settings.huge_pages && !arena.is_huge() {
-            tracing::warn!("no huge pages to be had: ordinary ones (see /proc/sys/vm/nr_hugepages)");
+            tracing::warn!(
+                "no huge pages are reserved (see /proc/sys/vm/nr_hugepages): transparent ones as far as there are some"
+            );
         }
         let umem = Umem::new(arena.clone());
         let mut opened = Vec::new();

@@ -127,7 +127,7 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
             spd: Spd::new(),
             flows: Flows::new(remembered),
             relays: RelayTable::default(),
-            fib: CachedFib::new(Arc::clone(&fib), remembered),
+            fib: CachedFib::new(Arc::clone(&fib), infos.iter().map(|info| info.link).collect(), remembered),
             resolver: resolver.clone(),
             ports: Arc::clone(&infos),
             host_port,

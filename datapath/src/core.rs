@@ -120,9 +120,7 @@ impl Core {
 
     /// Counts a drop on the port where the frame came in.
     pub fn count(&self, port: PortIndex, reason: DropReason) {
-        if let Some(cells) = self.cells.ports.get(usize::from(port.0)) {
-            cells.drop(reason);
-        }
+        self.cells.count_drop(port, reason);
     }
 
     /// The same, and on the SA.
@@ -168,12 +166,8 @@ impl Core {
 
     /// Hands a frame to another worker.
     pub fn hand_off(&mut self, to: u8, port: PortIndex, parcel: Parcel) {
-        let Some(inbox) = self.inboxes.get(usize::from(to)) else {
-            return self.discard(parcel.into_frame(), port, DropReason::SaMissing);
-        };
-        match inbox.push(parcel) {
-            Ok(()) => self.cells.handed_off.add(1),
-            Err(parcel) => self.discard(parcel.into_frame(), port, DropReason::HandoffFull),
+        if let Err((parcel, reason)) = hand_off(&self.cells, &self.inboxes, to, parcel) {
+            self.discard(parcel.into_frame(), port, reason);
         }
     }
 
@@ -183,4 +177,17 @@ impl Core {
         self.icmp_tokens = self.icmp_tokens.saturating_sub(1);
         allowed
     }
+}
+
+/// Hands a parcel to worker `to`. Gives it back, and the reason, if there is no room or no such worker.
+pub fn hand_off(
+    cells: &WorkerCells,
+    inboxes: &[crate::handoff::Inbox],
+    to: u8,
+    parcel: Parcel,
+) -> Result<(), (Parcel, DropReason)> {
+    let Some(inbox) = inboxes.get(usize::from(to)) else { return Err((parcel, DropReason::SaMissing)) };
+    inbox.push(parcel).map_err(|parcel| (parcel, DropReason::HandoffFull))?;
+    cells.handed_off.add(1);
+    Ok(())
 }

@@ -8,6 +8,7 @@ use hashbrown::HashMap;
 use postern_contract::counters::{DropReason, PortCounters};
 
 use crate::command::Table;
+use crate::fib::PortIndex;
 
 /// One counter with a single writer.
 #[derive(Debug, Default)]
@@ -121,6 +122,13 @@ impl WorkerCells {
     /// Cells for `ports` ports.
     pub fn new(ports: usize) -> Self {
         Self { ports: (0..ports).map(|_| PortCells::default()).collect(), ..Self::default() }
+    }
+
+    /// Counts a frame that came in on `port` as dropped.
+    pub fn count_drop(&self, port: PortIndex, reason: DropReason) {
+        if let Some(cells) = self.ports.get(usize::from(port.0)) {
+            cells.drop(reason);
+        }
     }
 
     /// Sum over all ports of the frames dropped for `reason`.

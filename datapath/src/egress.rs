@@ -14,25 +14,58 @@ use crate::frame::{BATCH, Frame};
 use crate::handoff::Parcel;
 use crate::port::{LinkKind, Port};
 
-/// Frames that wait for one port within a turn. A batch can become more frames than it was (fragments), and all ports
-/// may lead to one.
-const QUEUE: usize = 8 * BATCH;
+/// Frames that wait for one port within a turn, in batches as ports take them. A batch can become more frames than it
+/// was (fragments), and all ports may lead to one.
+const BATCHES: usize = 8;
 
 /// Frames ready to be sent, by port. Each remembers where it came in, for the counters.
 pub struct Egress {
-    queues: Box<[Vec<(Frame, PortIndex)>]>,
+    queues: Box<[Queue]>,
+}
+
+/// Of one port.
+struct Queue {
+    batches: Box<[ArrayVec<Frame, BATCH>; BATCHES]>,
+    /// The batch that is being filled; those before it are full, those behind it empty.
+    filling: usize,
 }
 
 impl Egress {
     /// Queues for `ports` ports; they never grow.
     pub fn new(ports: usize) -> Self {
-        Self { queues: (0..ports).map(|_| Vec::with_capacity(QUEUE)).collect() }
+        let queue = || Queue { batches: Box::new(std::array::from_fn(|_| ArrayVec::new())), filling: 0 };
+        Self { queues: (0..ports).map(|_| queue()).collect() }
     }
 
     /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
-        self.queues.iter().all(Vec::is_empty)
+        let first = |queue: &Queue| queue.batches.first().is_none_or(ArrayVec::is_empty);
+        self.queues.iter().all(first)
     }
+
+    /// A batch of `port` with room for one frame more, or why there is none. Only frames with their link header and with
+    /// [`Frame::set_note`] of the port where they came in are for it: see [`put`].
+    #[inline]
+    pub fn room(&mut self, port: PortIndex) -> Result<&mut ArrayVec<Frame, BATCH>, DropReason> {
+        let queue = self.queues.get_mut(usize::from(port.0)).ok_or(DropReason::NoRoute)?;
+        if queue.batches.get(queue.filling).is_none_or(ArrayVec::is_full) {
+            // Not further than past the last one: flushing begins anew.
+            queue.filling = (queue.filling + 1).min(BATCHES);
+        }
+        queue.batches.get_mut(queue.filling).ok_or(DropReason::TransmitFull)
+    }
+}
+
+/// Puts a frame with its link header, which came in on `from`, where there is [`Egress::room`].
+#[inline]
+pub fn put(room: &mut ArrayVec<Frame, BATCH>, mut frame: Frame, from: PortIndex) {
+    frame.set_note(from.0.into());
+    room.extend(Some(frame));
+}
+
+/// Where a frame that was queued came in.
+fn origin(frame: &Frame) -> PortIndex {
+    PortIndex(u16::try_from(frame.note()).unwrap_or(u16::MAX))
 }
 
 /// Sends a packet that begins with its IP header along `route`. `from` is the port where it came in.
@@ -123,59 +156,90 @@ pub fn evict(core: &mut Core) {
 }
 
 /// Puts a frame with its link header into the queue of `port`.
+#[inline]
 pub fn enqueue(core: &mut Core, frame: Frame, from: PortIndex, port: PortIndex) {
-    match core.egress.queues.get_mut(usize::from(port.0)) {
-        Some(queue) if queue.len() < QUEUE => queue.push((frame, from)),
-        Some(_) => core.discard(frame, from, DropReason::TransmitFull),
-        None => core.discard(frame, from, DropReason::NoRoute),
+    match core.egress.room(port) {
+        Ok(room) => put(room, frame, from),
+        Err(reason) => core.discard(frame, from, reason),
     }
 }
 
 /// Gives all queues to the ports. A port of which this worker has no queue is served by the worker that has one.
 pub fn flush(core: &mut Core, ports: &mut [Option<Box<dyn Port>>], server_of: &[u8]) {
-    for (index, port) in ports.iter_mut().enumerate() {
-        let Some(queue) = core.egress.queues.get_mut(index) else { continue };
-        if queue.is_empty() {
-            continue;
-        }
-        let mut queue = std::mem::take(queue);
+    let Core { arena, pool, egress, cells, inboxes, .. } = core;
+    for (index, (port, queue)) in ports.iter_mut().zip(&mut egress.queues).enumerate() {
         let out = PortIndex(u16::try_from(index).unwrap_or(u16::MAX));
-        if let Some(port) = port {
-            transmit(core, port.as_mut(), out, &mut queue);
-        } else {
-            let server = server_of.get(index).copied().unwrap_or(u8::MAX);
-            for (frame, from) in queue.drain(..) {
-                core.hand_off(server, from, Parcel::Transmit { frame, port: out, from });
+        for frames in queue.batches.iter_mut().take(queue.filling + 1) {
+            if frames.is_empty() {
+                continue;
+            }
+            if let Some(port) = port {
+                let mut bytes: u64 = frames.iter().map(|frame| frame.len() as u64).sum();
+                let sent = port.transmit(arena, pool, frames);
+                for frame in frames.drain(..) {
+                    bytes -= frame.len() as u64;
+                    cells.count_drop(origin(&frame), DropReason::TransmitFull);
+                    pool.give(frame);
+                }
+                if let Some(cells) = cells.ports.get(index) {
+                    cells.transmitted.add(sent as u64);
+                    cells.transmitted_bytes.add(bytes);
+                }
+            } else {
+                let server = server_of.get(index).copied().unwrap_or(u8::MAX);
+                for frame in frames.drain(..) {
+                    let from = origin(&frame);
+                    let parcel = Parcel::Transmit { frame, port: out, from };
+                    if let Err((parcel, reason)) = crate::core::hand_off(cells, inboxes, server, parcel) {
+                        cells.count_drop(from, reason);
+                        pool.give(parcel.into_frame());
+                    }
+                }
             }
         }
-        if let Some(place) = core.egress.queues.get_mut(index) {
-            *place = queue;
-        }
+        queue.filling = 0;
     }
 }
 
-fn transmit(core: &mut Core, port: &mut dyn Port, out: PortIndex, queue: &mut Vec<(Frame, PortIndex)>) {
-    let mut waiting = queue.drain(..);
-    loop {
-        let mut frames = ArrayVec::<Frame, BATCH>::new();
-        let mut origins = ArrayVec::<PortIndex, BATCH>::new();
-        let mut bytes = 0u64;
-        for (frame, from) in waiting.by_ref().take(BATCH) {
-            bytes += frame.len() as u64;
-            frames.push(frame);
-            origins.push(from);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Arena;
+    use crate::testbed::{INSIDE, Layout, OUTSIDE, Testbed};
+
+    /// DP-6: a queue takes what it has room for, tells of the rest, and remembers where each frame came in.
+    #[test]
+    fn dp_6_a_full_queue_says_so() {
+        const PORT: PortIndex = PortIndex(1);
+        let (_arena, frames) = Arena::new(u32::try_from(BATCHES * BATCH).unwrap(), false).unwrap();
+        let mut egress = Egress::new(2);
+        assert!(egress.is_empty());
+        for (frame, from) in frames.into_iter().zip(0..) {
+            put(egress.room(PORT).unwrap(), frame, PortIndex(from));
         }
-        if frames.is_empty() {
-            return;
+        for _ in 0..3 {
+            assert_eq!(egress.room(PORT).err(), Some(DropReason::TransmitFull));
         }
-        let sent = port.transmit(&core.arena, &mut core.pool, &mut frames);
-        for (frame, from) in frames.drain(..).zip(origins.into_iter().skip(sent)) {
-            bytes -= frame.len() as u64;
-            core.discard(frame, from, DropReason::TransmitFull);
-        }
-        if let Some(cells) = core.cells.ports.get(usize::from(out.0)) {
-            cells.transmitted.add(sent as u64);
-            cells.transmitted_bytes.add(bytes);
+        assert_eq!(egress.room(PortIndex(2)).err(), Some(DropReason::NoRoute));
+        assert!(egress.room(PortIndex(0)).unwrap().is_empty() && !egress.is_empty());
+        let waiting = egress.queues[1].batches.iter().take(egress.queues[1].filling + 1).flatten();
+        assert!(waiting.map(origin).eq((0..).map(PortIndex).take(BATCHES * BATCH)));
+    }
+
+    /// DP-6: all that a full queue took is given to the port, and the next turn begins with an empty one.
+    #[test]
+    fn dp_6_a_full_queue_is_flushed() {
+        let state = tempfile::tempdir().unwrap();
+        let mut bed = Testbed::new(&Layout::default(), state.path()).unwrap();
+        for round in 1..3 {
+            for _ in 0..BATCHES * BATCH + 88 {
+                let core = &mut bed.workers.borrow_mut()[0].core;
+                let frame = core.pool.take().unwrap();
+                enqueue(core, frame, INSIDE, OUTSIDE);
+            }
+            assert_eq!(bed.drops(DropReason::TransmitFull), 88 * round);
+            assert_eq!(bed.departed().0.len(), BATCHES * BATCH);
+            assert_eq!(bed.missing_frames(), 0);
         }
     }
 }

@@ -24,7 +24,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use postern_wire::ether::Mac;
 use prefix_trie::PrefixMap;
 
-pub use cache::CachedFib;
+pub use cache::{CachedFib, Exit, ExitName};
 pub use follow::{FollowError, Follower, Resolver};
 
 /// Number of an interface of the datapath, the same on all workers.

@@ -38,10 +38,25 @@ pub struct Frame {
     chunk: u32,
     start: u16,
     len: u16,
+    /// Left to whoever holds the frame.
+    note: u32,
 }
 
 impl Frame {
+    /// What was noted with [`Self::set_note`] last.
+    #[inline]
+    pub(crate) fn note(&self) -> u32 {
+        self.note
+    }
+
+    /// Keeps a number for whoever holds the frame; it means nothing to the frame.
+    #[inline]
+    pub(crate) fn set_note(&mut self, note: u32) {
+        self.note = note;
+    }
+
     /// Bytes of the packet.
+    #[inline]
     pub fn len(&self) -> usize {
         usize::from(self.len)
     }
@@ -52,38 +67,56 @@ impl Frame {
     }
 
     /// Bytes of the chunk before the packet.
+    #[inline]
     pub fn headroom(&self) -> usize {
         usize::from(self.start)
     }
 
     /// Bytes of the chunk behind the packet.
+    #[inline]
     pub fn tailroom(&self) -> usize {
         FRAME_SIZE - self.headroom() - self.len()
     }
 
     /// Puts `n` bytes of headroom before the packet; their content is what was there. `None` if there is not so much.
+    #[inline]
     pub fn grow_front(&mut self, n: usize) -> Option<()> {
         self.set(self.headroom().checked_sub(n)?, self.len().checked_add(n)?)
     }
 
     /// Takes `n` bytes off the packet's front. `None` if it has not so many.
+    #[inline]
     pub fn shrink_front(&mut self, n: usize) -> Option<()> {
         self.set(self.headroom().checked_add(n)?, self.len().checked_sub(n)?)
     }
 
     /// Puts `n` bytes of tailroom behind the packet; their content is what was there. `None` if there is not so much.
+    #[inline]
     pub fn grow_back(&mut self, n: usize) -> Option<()> {
         self.set(self.headroom(), self.len().checked_add(n)?)
     }
 
     /// Cuts the packet to `len` bytes; a packet that is not longer stays as it is.
+    #[inline]
     pub fn truncate(&mut self, len: usize) {
         if let Ok(len) = u16::try_from(len) {
             self.len = self.len.min(len);
         }
     }
 
+    /// Leaves `len` bytes of the packet, those behind the first `front`. `None` if it has not so many.
+    #[inline]
+    pub fn cut(&mut self, front: u16, len: u16) -> Option<()> {
+        if u32::from(front) + u32::from(len) > u32::from(self.len) {
+            return None;
+        }
+        // What lay within the packet lies within the chunk; so this does not wrap.
+        (self.start, self.len) = (self.start.wrapping_add(front), len);
+        Some(())
+    }
+
     /// Says where the packet lies. `None`, and nothing changed, if that is not within the chunk.
+    #[inline]
     pub(crate) fn set(&mut self, start: usize, len: usize) -> Option<()> {
         if start.checked_add(len)? > FRAME_SIZE {
             return None;
@@ -93,6 +126,7 @@ impl Frame {
     }
 
     /// Makes the frame an empty packet with the usual headroom.
+    #[inline]
     fn reset(&mut self) {
         (self.start, self.len) = (HEADROOM_U16, 0);
     }
@@ -106,7 +140,8 @@ impl Frame {
 #[expect(clippy::cast_possible_truncation, reason = "256 fits")]
 const HEADROOM_U16: u16 = HEADROOM as u16;
 const _: () = assert!(HEADROOM < FRAME_SIZE && FRAME_SIZE <= u16::MAX as usize);
-const _: () = assert!(size_of::<Frame>() <= 16);
+// Moved with one instruction.
+const _: () = assert!(size_of::<Frame>() == 16);
 
 /// One mapping cut into chunks of [`FRAME_SIZE`]; a clone is another handle on the same.
 #[derive(Clone, Debug)]
@@ -114,20 +149,24 @@ pub struct Arena(Arc<Mapping>);
 
 impl Arena {
     /// Maps `frames` chunks, present in memory and left out of core dumps, and makes the one `Frame` of each. With `huge`,
-    /// huge pages are used where the machine has so many of them reserved, otherwise ordinary ones.
+    /// huge pages are used where the machine has so many of them reserved, otherwise transparent ones as far as the kernel
+    /// has some at hand.
     pub fn new(frames: u32, huge: bool) -> io::Result<(Self, Vec<Frame>)> {
         let id = NEXT_ARENA
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |id| id.checked_add(1))
             .map_err(|_| io::Error::other("no arena identifier is left"))?;
         let mapping = Mapping::new(id, frames, huge)?;
-        let all = (0..frames).map(|chunk| Frame { arena: id, chunk, start: HEADROOM_U16, len: 0 }).collect();
+        let all = (0..frames)
+            .map(|chunk| Frame { arena: id, chunk, start: HEADROOM_U16, len: 0, note: 0 })
+            .collect();
         Ok((Self(Arc::new(mapping)), all))
     }
 
     /// The packet's bytes.
+    #[inline]
     pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         let Some(first) = self.first_byte(frame) else { return &[] };
-        // JUSTIFICATION: frames refer to their chunk by number, so that they can be 12 bytes, cross threads and be handed to
+        // JUSTIFICATION: frames refer to their chunk by number, so that they can be 16 bytes, cross threads and be handed to
         // the kernel; a borrow checked by the compiler would tie every frame to one owner of the whole mapping.
         // SAFETY: `first_byte` proved the frame ours, so its chunk is below `frames`, and start + len <= FRAME_SIZE: the
         // range lies within one chunk of the mapping, which lives as long as `self` and was zeroed by the kernel. The chunk's
@@ -136,6 +175,7 @@ impl Arena {
     }
 
     /// The packet's bytes, to be changed.
+    #[inline]
     pub fn bytes_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         let Some(first) = self.first_byte(frame) else { return &mut [] };
         // JUSTIFICATION: as in `bytes`.
@@ -145,6 +185,7 @@ impl Arena {
     }
 
     /// Whether the frame belongs to this arena.
+    #[inline]
     pub fn owns(&self, frame: &Frame) -> bool {
         frame.arena == self.0.id
     }
@@ -179,11 +220,12 @@ impl Arena {
         if chunk >= self.0.frames {
             return None;
         }
-        let mut frame = Frame { arena: self.0.id, chunk, start: 0, len: 0 };
+        let mut frame = Frame { arena: self.0.id, chunk, start: 0, len: 0, note: 0 };
         frame.set(start, len)?;
         Some(frame)
     }
 
+    #[inline]
     fn first_byte(&self, frame: &Frame) -> Option<NonNull<u8>> {
         if !self.owns(frame) {
             return None;
@@ -203,7 +245,10 @@ struct Mapping {
     id: u32,
     frames: u32,
     huge: bool,
+    /// The first chunk.
     base: NonNull<u8>,
+    /// Start and length of the mapping.
+    start: NonNull<u8>,
     mapped: usize,
 }
 
@@ -227,12 +272,29 @@ impl Mapping {
             .ok_or_else(|| {
                 io::Error::new(io::ErrorKind::InvalidInput, "an arena needs at least one frame")
             })?;
-        let (base, mapped, huge) =
-            match huge.then(|| map(chunks.next_multiple_of(HUGE_PAGE), MapFlags::HUGETLB)) {
-                Some(Ok(base)) => (base, chunks.next_multiple_of(HUGE_PAGE), true),
-                Some(Err(_)) | None => (map(chunks, MapFlags::empty())?, chunks, false),
-            };
-        Ok(Self { id, frames, huge, base, mapped })
+        let whole = chunks.next_multiple_of(HUGE_PAGE);
+        if !huge {
+            let base = map(chunks, MapFlags::POPULATE)?;
+            return Ok(Self { id, frames, huge, base, start: base, mapped: chunks });
+        }
+        if let Ok(base) = map(whole, MapFlags::POPULATE | MapFlags::HUGETLB) {
+            return Ok(Self { id, frames, huge, base, start: base, mapped: whole });
+        }
+        // Not present yet: pages that are there already stay small. One huge page more, so that the first chunk can begin
+        // with one.
+        let mapped = whole + HUGE_PAGE;
+        let start = map(mapped, MapFlags::empty())?;
+        let skipped = start.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
+        // JUSTIFICATION: the address of the first huge page of the mapping.
+        // SAFETY: `skipped` is at most HUGE_PAGE, by which the mapping is longer than `whole`.
+        let base = unsafe { start.add(skipped) };
+        for advice in [Advice::LinuxHugepage, Advice::LinuxPopulateWrite] {
+            // JUSTIFICATION: there is no safe wrapper.
+            // SAFETY: the range lies within the mapping just made, whose pages are zero before and after. A kernel that
+            // refuses leaves small pages, or pages that come with the first packet.
+            let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), whole, advice) };
+        }
+        Ok(Self { id, frames, huge: false, base, start, mapped })
     }
 
     /// `frames * FRAME_SIZE`: no more than `mapped`, so it does not wrap.
@@ -241,9 +303,9 @@ impl Mapping {
     }
 }
 
-/// Maps `len` bytes of zeroes, present at once so that no packet waits for a page.
+/// Maps `len` bytes of zeroes; with `POPULATE` present at once, so that no packet waits for a page.
 fn map(len: usize, extra: MapFlags) -> io::Result<NonNull<u8>> {
-    let flags = MapFlags::PRIVATE | MapFlags::POPULATE | extra;
+    let flags = MapFlags::PRIVATE | extra;
     // JUSTIFICATION: UMEM must be whole pages that never move; the allocator gives no such promise.
     // SAFETY: an anonymous mapping at an address of the kernel's choice replaces no existing one.
     let base = unsafe {
@@ -259,9 +321,9 @@ fn map(len: usize, extra: MapFlags) -> io::Result<NonNull<u8>> {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // JUSTIFICATION: the counterpart of `map`.
-        // SAFETY: base and length are those of `map`; slices into the mapping borrow an Arena, and none is left. Pages that
+        // SAFETY: start and length are those of `map`; slices into the mapping borrow an Arena, and none is left. Pages that
         // are registered with the kernel stay with it until it lets go of them.
-        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.mapped) };
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.mapped) };
     }
 }
 
@@ -313,23 +375,36 @@ impl Pool {
     }
 
     /// A frame with the usual headroom and no bytes; `None` if none is free.
+    #[inline]
     pub fn take(&mut self) -> Option<Frame> {
         if self.local.is_empty() {
-            self.local.extend(self.shared.take()?);
+            self.refill()?;
         }
         let mut frame = self.local.pop()?;
         frame.reset();
         Some(frame)
     }
 
+    #[cold]
+    fn refill(&mut self) -> Option<()> {
+        self.local.extend(self.shared.take()?);
+        Some(())
+    }
+
     /// Gives a frame back.
+    #[inline]
     pub fn give(&mut self, frame: Frame) {
         if let Err(full) = self.local.try_push(frame) {
-            // The oldest go: they are the coldest.
-            let spilled: ArrayVec<Frame, BATCH> = self.local.drain(..BATCH).collect();
-            self.shared.put(spilled);
-            self.local.extend(Some(full.element()));
+            self.spill(full.element());
         }
+    }
+
+    #[cold]
+    fn spill(&mut self, frame: Frame) {
+        // The oldest go: they are the coldest.
+        let spilled: ArrayVec<Frame, BATCH> = self.local.drain(..BATCH).collect();
+        self.shared.put(spilled);
+        self.local.extend(Some(frame));
     }
 
     /// How many frames this pool could take now: its own and those shared. Exact while no other worker gives or takes.
@@ -430,6 +505,8 @@ mod tests {
         frames[2].set(0, FRAME_SIZE).unwrap();
         arena.bytes_mut(&mut frames[2]).fill(1);
         assert!(Arena::new(0, false).is_err());
+        // Its first chunk begins with a page, of whatever size there is one; and it is unmapped where it was mapped.
+        assert!(arena.base().as_ptr().addr().is_multiple_of(HUGE_PAGE));
     }
 
     #[test]
@@ -507,7 +584,7 @@ mod tests {
     proptest! {
         /// Whatever is asked of a frame, it stays within its chunk, and a refusal changes nothing.
         #[test]
-        fn a_frame_stays_in_its_chunk(steps in prop::collection::vec((0..5_u8, 0..5000_usize), 0..50)) {
+        fn a_frame_stays_in_its_chunk(steps in prop::collection::vec((0..6_u8, 0..5000_usize), 0..50)) {
             let (arena, mut frames) = arena(1);
             let frame = &mut frames[0];
             for (step, n) in steps {
@@ -517,6 +594,14 @@ mod tests {
                     1 => frame.shrink_front(n),
                     2 => frame.grow_back(n),
                     3 => { frame.truncate(n); Some(()) }
+                    4 => {
+                        let (front, len) = (u16::try_from(n / 8).unwrap(), u16::try_from(n).unwrap());
+                        let done = frame.cut(front, len);
+                        let expected = (before.0 + n / 8, n);
+                        prop_assert_eq!(done.is_some(), n + n / 8 <= before.1);
+                        prop_assert!(done.is_none() || expected == (frame.headroom(), frame.len()));
+                        done
+                    }
                     _ => frame.set(n, n / 2),
                 };
                 if done.is_none() {

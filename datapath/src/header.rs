@@ -90,6 +90,16 @@ pub fn decrement_ttl(packet: &mut [u8]) -> Option<()> {
     if is_v6(packet)? { ip6::decrement_hop_limit(packet) } else { ip4::decrement_ttl(packet) }
 }
 
+/// [`decrement_ttl`] of an IPv4 header whose TTL was seen to be above one.
+#[inline]
+pub fn forward(head: &mut [u8; ip4::MIN_LEN]) {
+    let [_, _, _, _, _, _, _, _, ttl, _, c0, c1, ..] = head;
+    *ttl = ttl.wrapping_sub(1);
+    // RFC 1624 section 3: the word of TTL and protocol is less by 0x0100, so ~m + m' is 0xfeff whatever it was.
+    let check = checksum::finish(u64::from(!u16::from_be_bytes([*c0, *c1])) + 0xfeff);
+    [*c0, *c1] = check.to_be_bytes();
+}
+
 /// Replaces both addresses, which have to be of the packet's family.
 pub fn set_addresses(packet: &mut [u8], source: IpAddr, destination: IpAddr) -> Option<()> {
     match (is_v6(packet)?, source, destination) {
@@ -241,6 +251,20 @@ mod tests {
         assert_eq!(tos(&v6), Some(0xb9));
         set_tos(&mut v6, 0x03).unwrap();
         assert_eq!((tos(&v6), ip6::View::parse(&v6).unwrap().flow_label()), (Some(0x03), 0xabcde));
+    }
+
+    /// DP-5: a TTL that was looked at is lowered as any other.
+    #[test]
+    fn dp_5_forward_agrees() {
+        for (ttl, check) in [(2, 0), (64, 0xffff), (255, 0x1234), (64, 0xfeff), (64, 0xff00), (2, 0x0100)] {
+            let mut head = [0xa5; ip4::MIN_LEN];
+            (head[0], head[8]) = (0x45, ttl);
+            put(&mut head, 10, u16::to_be_bytes(check));
+            let mut expected = head;
+            decrement_ttl(&mut expected).unwrap();
+            forward(&mut head);
+            assert_eq!(head, expected);
+        }
     }
 
     /// RLY-2: after addresses changed, the checksum made anew is the one of the new addresses.

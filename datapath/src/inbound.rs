@@ -4,7 +4,7 @@
 //! Route, authenticate, believe (DESIGN decision 2): nothing before `accept` changes state, and `accept` sees only
 //! packets whose ICV was right.
 
-mod quick;
+pub mod quick;
 
 use std::net::IpAddr;
 
@@ -35,6 +35,9 @@ use crate::sad::runtime::{Inbound, NO_LINK};
 
 /// IPsec headers that one packet may carry: AH and ESP under it.
 const MAX_DEPTH: u8 = 2;
+
+/// Bytes of an IPv4 header without options.
+const PLAIN_AT: u16 = 20;
 
 /// What is known of a packet from its headers alone.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +72,25 @@ impl Arrival {
         Some(Self { port, transport, protocol, encapsulated, under: NO_LINK, depth: 0, source })
     }
 
+    /// Of a packet of ESP over IPv4 without options and without UDP, whose IP header says no other.
+    pub fn plain(port: PortIndex, packet: &[u8]) -> Option<Self> {
+        let [.., a, b, c, d] = *packet.first_chunk::<16>()?;
+        Some(Self::plain_from(port, u32::from_be_bytes([a, b, c, d])))
+    }
+
+    /// The same, from `source`.
+    fn plain_from(port: PortIndex, source: u32) -> Self {
+        Self {
+            port,
+            transport: PLAIN_AT,
+            protocol: IpsecProtocol::Esp,
+            encapsulated: false,
+            under: NO_LINK,
+            depth: 0,
+            source: std::net::Ipv4Addr::from_bits(source).into(),
+        }
+    }
+
     fn at(&self) -> usize {
         usize::from(self.transport)
     }
@@ -96,7 +118,7 @@ enum Next {
     Again,
 }
 
-/// Packets in the inbound stages; columns of equal length from `lookup` on, before that the first two.
+/// Packets in the inbound stages (the usual ones are in [`quick::QuickBatch`]); columns of equal length from `lookup` on, before that the first two.
 #[derive(Default)]
 pub struct InboundBatch {
     frames: ArrayVec<Frame, BATCH>,
@@ -410,11 +432,6 @@ fn decap(core: &mut Core, batch: &mut InboundBatch) {
             continue;
         }
         let Some(state) = core.inbound.get_mut(*sa) else { continue };
-        if let Some((inner, len)) = quick::strip(&core.arena, frame, arrival, state) {
-            state.traffic = state.traffic.with(len as u64);
-            *flow = Some(inner);
-            continue;
-        }
         let payload = match find_payload(core.arena.bytes(frame), arrival, &state.config.key) {
             Ok(payload) => payload,
             Err(reason) => {

@@ -1,8 +1,7 @@
 //! Outbound stages: parse → select (SPD, inner address) → fit (path MTU, MSS) → number (the only source of sequence
 //! numbers) → encap (into the headroom) → seal (batch) → finish (AH, translation, UDP checksum) → dispatch.
 
-#[cfg_attr(test, expect(clippy::redundant_pub_crate, reason = "its tests make packets for others"))]
-pub(crate) mod quick;
+pub mod quick;
 
 use std::net::IpAddr;
 
@@ -27,13 +26,11 @@ use crate::header;
 use crate::prefetch;
 use crate::sad::config::{SaKey, SaShared};
 use crate::sad::lifetime::LifetimeEvent;
-use crate::sad::runtime::{NO_LINK, Outbound};
+use crate::sad::runtime::{NO_LINK, OUTER_TTL, Outbound};
 use crate::spd::Verdict;
 
 /// Packets that a batch can grow to by fragmentation.
 const GROWN: usize = 2 * BATCH;
-/// TTL and hop limit of outer headers (RFC 1700's default; RFC 4301 section 5.1.2 leaves it to configuration).
-const OUTER_TTL: u8 = 64;
 /// With fewer reserved numbers left than this an SA asks for more: at 4 Mpps an eighth of a second of warning.
 pub const RESERVE_LOW: u64 = 1 << 19;
 /// Path MTU where neither a route nor the configuration tells one.
@@ -62,8 +59,6 @@ pub struct Cleartext {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Continue,
-    /// A usual packet, which gets number and headers at once: see [`quick`].
-    Ready,
     Drop(DropReason),
     DropOfSa(DropReason),
     HandOff(u8),
@@ -71,7 +66,8 @@ enum Next {
     Bypass,
 }
 
-/// Packets in the outbound stages; columns of equal length from `quick` on, before that the first two.
+/// Packets in the outbound stages (the usual ones are in [`quick::QuickBatch`]); columns of equal length from `parse` on,
+/// before that the first two.
 #[derive(Default)]
 pub struct OutboundBatch {
     frames: ArrayVec<Frame, GROWN>,
@@ -84,7 +80,6 @@ pub struct OutboundBatch {
     /// Offset of the ESP header, or of the AH header of an SA without ESP.
     at: ArrayVec<u16, GROWN>,
     next: ArrayVec<Next, GROWN>,
-    usual: ArrayVec<Option<quick::Usual>, GROWN>,
 }
 
 impl OutboundBatch {
@@ -126,20 +121,17 @@ impl OutboundBatch {
         self.ah_numbers.push(None);
         self.at.push(0);
         self.next.push(Next::Continue);
-        self.usual.push(None);
         Ok(())
     }
 }
 
 /// Takes a batch through all stages and leaves it empty.
 pub fn run(core: &mut Core, batch: &mut OutboundBatch) {
-    if quick::run(core, batch) > 0 {
-        parse(core, batch);
-        select(core, batch);
-        fit(core, batch);
-        number(core, batch);
-        encap(core, batch);
-    }
+    parse(core, batch);
+    select(core, batch);
+    fit(core, batch);
+    number(core, batch);
+    encap(core, batch);
     seal(core, batch);
     finish(core, batch);
     dispatch(core, batch);
@@ -147,22 +139,26 @@ pub fn run(core: &mut Core, batch: &mut OutboundBatch) {
 
 /// Reads the headers that policies ask about.
 fn parse(core: &mut Core, batch: &mut OutboundBatch) {
-    for (frame, flow, next) in izip!(&mut batch.frames, &mut batch.flows, &mut batch.next) {
-        if *next != Next::Continue {
-            continue;
-        }
+    for frame in &mut batch.frames {
         let packet = core.arena.bytes(frame);
-        match Flow::parse(packet) {
+        let (flow, next) = match Flow::parse(packet) {
             // RFC 1812 section 5.2.2: a router must drop a datagram whose header checksum is wrong.
             Ok(parsed) if parsed.source.is_ipv4() && !header::checksum_ok(packet) => {
-                *next = Next::Drop(DropReason::BadIpChecksum);
+                (None, Next::Drop(DropReason::BadIpChecksum))
             }
             Ok(parsed) => {
                 frame.truncate(usize::from(parsed.total_len));
-                *flow = Some(parsed);
+                (Some(parsed), Next::Continue)
             }
-            Err(_) => *next = Next::Drop(DropReason::Malformed),
-        }
+            Err(_) => (None, Next::Drop(DropReason::Malformed)),
+        };
+        batch.flows.push(flow);
+        batch.next.push(next);
+        batch.sas.push(NO_LINK);
+        batch.routes.push(Route::Unreachable);
+        batch.numbers.push(None);
+        batch.ah_numbers.push(None);
+        batch.at.push(0);
     }
 }
 
@@ -330,26 +326,9 @@ pub fn max_inner(core: &Core, state: &Outbound, mtu: usize, header_len: usize) -
 
 /// Takes a sequence number from the SA, and one from the AH SA of its bundle, in the order in which packets leave.
 fn number(core: &mut Core, batch: &mut OutboundBatch) {
-    let columns = izip!(
-        &mut batch.frames,
-        &batch.sas,
-        &mut batch.numbers,
-        &mut batch.ah_numbers,
-        &mut batch.at,
-        &batch.usual,
-        &mut batch.next
-    );
-    let mut waiting = quick::Waiting::NONE;
-    for (frame, sa, number, ah_number, at, usual, next) in columns {
-        if let Some(usual) = usual {
-            if number.is_none() {
-                match waiting.write(core, frame, usual) {
-                    Some((reserved, offset)) => (*number, *at) = (Some(reserved), offset),
-                    None => *next = Next::Drop(DropReason::SaMissing),
-                }
-            }
-            continue;
-        }
+    let columns =
+        izip!(&mut batch.frames, &batch.sas, &mut batch.numbers, &mut batch.ah_numbers, &mut batch.next);
+    for (frame, sa, number, ah_number, next) in columns {
         if *next != Next::Continue {
             continue;
         }
@@ -684,7 +663,7 @@ fn seal(core: &mut Core, batch: &mut OutboundBatch) {
     let mut ops = ArrayVec::<SealOp<'_>, GROWN>::new();
     let columns = izip!(&mut batch.frames, &batch.sas, &batch.at, &mut batch.numbers, &mut batch.next);
     for (frame, sa, at, number, next) in columns {
-        if !matches!(next, Next::Continue | Next::Ready) {
+        if *next != Next::Continue {
             continue;
         }
         let Some(state) = outbound.get(*sa) else { continue };
@@ -696,7 +675,7 @@ fn seal(core: &mut Core, batch: &mut OutboundBatch) {
     let outcomes = crypto.seal(ops);
     let sealed = izip!(&batch.sas, &mut batch.next).filter(|(sa, next)| {
         let esp = outbound.get(**sa).is_some_and(|state| state.config.protocol() == IpsecProtocol::Esp);
-        matches!(next, Next::Continue | Next::Ready) && esp
+        **next == Next::Continue && esp
     });
     for ((_, next), outcome) in sealed.zip(outcomes) {
         if outcome != SealOutcome::Sealed {
@@ -817,10 +796,6 @@ fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
     for (frame, cleartext, flow, sa, route, next) in columns {
         let port = cleartext.port;
         match (next, flow) {
-            (Next::Ready, _) => match core.socket_port {
-                Some(socket) => egress::enqueue(core, frame, port, socket),
-                None => egress::send(core, frame, port, *route),
-            },
             (Next::Continue, _) => transmit(core, frame, port, *sa, *route),
             (Next::Bypass, Some(flow)) => {
                 let hop = cleartext.came == Came::Forwarded;
@@ -842,7 +817,6 @@ fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
     batch.ah_numbers.clear();
     batch.at.clear();
     batch.next.clear();
-    batch.usual.clear();
 }
 
 /// Sends a protected packet; in transport mode it may have to be fragmented now.

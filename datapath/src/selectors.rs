@@ -23,7 +23,7 @@ enum Kept {
 
 /// One selector of IPv4 addresses; ranges as (first, last).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct V4 {
+pub struct V4 {
     local: (u32, u32),
     remote: (u32, u32),
     local_ports: (u16, u16),
@@ -39,6 +39,14 @@ impl Selectors {
             _ => None,
         };
         Self(single.map_or_else(|| Kept::Any(selectors.into()), Kept::V4))
+    }
+
+    /// The only one, if it is one of IPv4 addresses.
+    pub const fn single(&self) -> Option<V4> {
+        match self.0 {
+            Kept::V4(single) => Some(single),
+            Kept::Any(_) => None,
+        }
     }
 
     /// The selectors as control described them.
@@ -100,6 +108,23 @@ impl Selectors {
 }
 
 impl V4 {
+    /// Matches nothing.
+    pub const NOTHING: Self =
+        Self { local: (1, 0), remote: (1, 0), local_ports: (1, 0), remote_ports: (1, 0), protocol: None };
+
+    /// [`Selectors::match_inbound`] of a packet of TCP or UDP, whose ports are known.
+    #[inline]
+    pub fn admits(&self, source: (u32, u16), destination: (u32, u16), protocol: Protocol) -> bool {
+        let within = |(first, last): (u32, u32), value: u32| first <= value && value <= last;
+        let holds = |(first, last): (u16, u16), port: u16| first <= port && port <= last;
+        // All at once: none of these is likelier to fail than another.
+        within(self.remote, source.0)
+            & within(self.local, destination.0)
+            & holds(self.remote_ports, source.1)
+            & holds(self.local_ports, destination.1)
+            & self.protocol.is_none_or(|wanted| wanted == protocol)
+    }
+
     fn new(selector: &Selector) -> Option<Self> {
         let Selector { local, remote, protocol, local_ports, remote_ports } = selector;
         let range = |range: &AddressRange| match (range.start, range.end) {

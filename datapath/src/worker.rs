@@ -66,6 +66,8 @@ pub struct Worker {
     commands: Arc<ArrayQueue<Vec<Command>>>,
     inbound: InboundBatch,
     outbound: OutboundBatch,
+    quick_inbound: inbound::quick::QuickBatch,
+    quick_outbound: outbound::quick::QuickBatch,
     /// By port: its refusals that are counted already.
     refusals: Box<[PortStats]>,
     latency: Histogram<u64>,
@@ -88,6 +90,8 @@ impl Worker {
             commands,
             inbound: InboundBatch::default(),
             outbound: OutboundBatch::default(),
+            quick_inbound: inbound::quick::QuickBatch::default(),
+            quick_outbound: outbound::quick::QuickBatch::default(),
             // Two significant digits up to a minute; larger values are saturated.
             latency: Histogram::new_with_bounds(1, 60_000_000_000, 2)?,
             turns: 0,
@@ -106,8 +110,9 @@ impl Worker {
                 continue;
             }
             busy = true;
-            self.parse(index, frames);
-            self.walk();
+            let port = PortIndex(u16::try_from(index).unwrap_or(u16::MAX));
+            self.parse(port, frames);
+            self.walk_from(port);
         }
         egress::flush(&mut self.core, &mut self.ports, &self.server_of);
         let Core { arena, pool, .. } = &mut self.core;
@@ -300,14 +305,22 @@ impl Worker {
     }
 
     /// Sorts the frames of one port into the batches, by the parser that the XDP program runs as well (DP-1).
-    fn parse(&mut self, index: usize, frames: ArrayVec<Frame, BATCH>) {
-        let port = PortIndex(u16::try_from(index).unwrap_or(u16::MAX));
+    fn parse(&mut self, port: PortIndex, mut frames: ArrayVec<Frame, BATCH>) {
         let ports = Arc::clone(&self.core.ports);
-        let Some(info) = ports.get(index) else { return };
+        let Some(info) = ports.get(usize::from(port.0)) else { return };
         let link = match info.link {
             LinkKind::Ethernet => Link::Ethernet,
             LinkKind::Ip => Link::Ip,
         };
+        // Where all outer packets leave through a socket there is no short way.
+        if link == Link::Ethernet && self.core.socket_port.is_none() {
+            if info.role.is_outside() {
+                inbound::quick::take(&self.core, &mut self.quick_inbound, &mut frames);
+            }
+            if info.role.is_inside() && !info.host && !frames.is_empty() {
+                outbound::quick::take(&self.core, &mut self.quick_outbound, &mut frames);
+            }
+        }
         for mut frame in frames {
             let packet = self.core.arena.bytes(&frame);
             let usual = if link == Link::Ethernet { classify_usual(packet) } else { None };
@@ -355,7 +368,18 @@ impl Worker {
         }
     }
 
-    /// All stages over what the batches hold.
+    /// All stages over what the batches of packets from one port hold; what is usual comes first.
+    fn walk_from(&mut self, port: PortIndex) {
+        if !self.quick_inbound.is_empty() {
+            inbound::quick::run(&mut self.core, &mut self.quick_inbound, port, &mut self.inbound);
+        }
+        if !self.quick_outbound.is_empty() {
+            outbound::quick::run(&mut self.core, &mut self.quick_outbound, port, &mut self.outbound);
+        }
+        self.walk();
+    }
+
+    /// All stages over what the batches of what is not usual hold.
     fn walk(&mut self) {
         if !self.inbound.is_empty() {
             inbound::run(&mut self.core, &mut self.inbound);
@@ -443,7 +467,7 @@ fn agrees(arena: &Arena, frame: &Frame, classified: Classified) -> bool {
 /// Checks an IPsec packet's outer header and cuts its frame to the IP packet: no link header in front, no Ethernet
 /// padding behind.
 #[inline]
-fn arrive(
+pub fn arrive(
     arena: &Arena,
     frame: &mut Frame,
     port: PortIndex,

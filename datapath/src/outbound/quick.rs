@@ -1,381 +1,322 @@
-//! The usual packet's way through the outbound stages.
+//! The usual packet's way through the outbound stages, in columns of its own.
 //!
-//! Usual is TCP or UDP over IPv4 without options, whole, no SYN, and forwarded; under a plain SA whose peer is on IPv4
-//! and which is not near a limit. What is not usual in any way is left as it was to the stages, which know all cases;
-//! what is usual gets the same headers that they would have written.
+//! Usual is TCP or UDP over IPv4 without options, whole, no SYN, and forwarded; under a plain SA of this worker whose
+//! peer is on IPv4 behind a neighbour that is known (see [`Template`](crate::sad::runtime::Template)) and which is not
+//! near a limit. What is not usual in any way is left as it was to the stages, which know all cases; what is usual gets
+//! the same headers that they would have written.
 //!
-//! Packets behind one that is not usual get their numbers and headers later, in turn with the others: numbers that leave
-//! in another order than their own are lost to a peer with a small replay window.
+//! The batch of what is not usual is walked after this one and gets its numbers then: numbers that leave in another
+//! order than their own are lost to a peer with a small replay window.
 
-use std::net::IpAddr;
-
-use postern_contract::sa::{DfPolicy, DscpPolicy};
+use arrayvec::ArrayVec;
+use postern_contract::counters::DropReason;
+use postern_contract::sa::DfPolicy;
 use postern_wire::flow::Flow;
-use postern_wire::ids::Protocol;
-use postern_wire::{checksum, esp, ip4, udp};
+use postern_wire::ids::{PORT_IKE, PORT_NATT, Protocol};
+use postern_wire::{checksum, esp, ether, ip4};
 
-use super::{Came, Inner, Next, OUTER_TTL, OutboundBatch, RESERVE_LOW, path_mtu};
+use super::{Came, Cleartext, OutboundBatch, RESERVE_LOW};
+use crate::command::Table;
 use crate::core::Core;
-use crate::crypto::Reserved;
-use crate::fib::Route;
+use crate::crypto::{Reserved, SealOp, SealOutcome};
+use crate::egress;
+use crate::fib::PortIndex;
 use crate::flows::Key;
-use crate::frame::Frame;
+use crate::frame::{BATCH, Frame};
 use crate::header;
 use crate::prefetch;
 use crate::sad::config::SaKey;
 use crate::sad::lookup::Handle;
-use crate::sad::runtime::NO_LINK;
+use crate::sad::runtime::{HEAD, NO_LINK};
 use crate::spd::{Spd, Verdict};
 
-/// IPv4 header and ports.
-const HEAD: usize = ip4::MIN_LEN + 4;
-/// Where the flags of a TCP segment are.
-const TCP_FLAGS: usize = ip4::MIN_LEN + 13;
+/// Bytes of headers with the ports: Ethernet, IPv4, ports.
+const PORTS: usize = ether::LEN + ip4::MIN_LEN + 4;
+/// The same with the flags of TCP.
+const FLAGS: usize = ether::LEN + ip4::MIN_LEN + 14;
 const SYN: u8 = 0b10;
-const ECN: u8 = 0b11;
+#[expect(clippy::cast_possible_truncation, reason = "14 fits")]
+const LINK: u16 = ether::LEN as u16;
 
-/// What is known of a usual packet.
-#[derive(Clone, Copy)]
-pub(super) struct Usual {
+/// What is known of a packet that may be usual.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usual {
     key: Key,
-    inner: Inner,
     total: u16,
+    tos: u8,
+    dont_fragment: bool,
+}
+
+/// One packet of the batch. Packets stay where they are from stage to stage: what every stage needs of one lies on one
+/// cache line, and is not moved.
+struct Packet {
+    frame: Frame,
+    usual: Usual,
     sa: u32,
+    /// Where it leaves; no port as long as it has no number and no headers.
+    out: PortIndex,
+    /// Offset of the ESP header in the frame.
+    at: u16,
 }
 
-/// Fills the columns, of what is usual and of what is not. Gives the number of packets that are left to the stages.
-pub(super) fn run(core: &mut Core, batch: &mut OutboundBatch) -> usize {
-    for (frame, cleartext) in batch.frames.iter().zip(&batch.cleartexts) {
-        let forwarded = cleartext.came == Came::Forwarded;
-        let usual = if forwarded { read(core.arena.bytes(frame)) } else { None };
-        if let Some(usual) = &usual {
+const _: () = assert!(size_of::<Packet>() <= 64);
+
+/// No port has this number.
+const NOWHERE: PortIndex = PortIndex(u16::MAX);
+
+/// Packets of one port that may be usual. Their frames begin and end with the IP packet.
+#[derive(Default)]
+pub struct QuickBatch {
+    packets: ArrayVec<Packet, BATCH>,
+}
+
+impl QuickBatch {
+    /// Whether it holds no packet.
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+}
+
+/// Takes the Ethernet frames with what may be usual out of `frames` into the batch, and asks for the memory in which
+/// their SAs are looked up.
+pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BATCH>) {
+    let mut others = ArrayVec::new();
+    for mut frame in frames.drain(..) {
+        if let Some(usual) = read(core.arena.bytes(&frame))
+            && !batch.packets.is_full()
+            && frame.cut(LINK, usual.total).is_some()
+        {
             core.flows.prefetch(usual.key);
+            batch.packets.push(Packet { frame, usual, sa: NO_LINK, out: NOWHERE, at: 0 });
+        } else {
+            others.push(frame);
         }
-        batch.usual.push(usual);
     }
+    std::mem::swap(frames, &mut others);
+}
+
+/// Reads the headers of an Ethernet frame with a packet that may be usual.
+#[inline]
+fn read(frame: &[u8]) -> Option<Usual> {
+    let head = frame.first_chunk::<PORTS>()?;
+    #[rustfmt::skip]
+    let [
+        _, _, _, _, _, _, _, _, _, _, _, _, k0, k1,
+        v, tos, t0, t1, _, _, f0, f1, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3,
+        p0, p1, p2, p3,
+    ] = *head;
+    // IPv4, and a header without options.
+    if u32::from_be_bytes([k0, k1, v, 0]) != 0x0800_4500 {
+        return None;
+    }
+    let total = u16::from_be_bytes([t0, t1]);
+    let len = usize::from(total);
+    // RFC 791 section 3.1: DF, then More Fragments and the offset.
+    let fragment = u16::from_be_bytes([f0, f1]);
+    if fragment & 0x3fff != 0 || ttl <= 1 || len + ether::LEN > frame.len() {
+        return None;
+    }
+    match Protocol(protocol) {
+        Protocol::UDP if len >= ip4::MIN_LEN + 8 => {
+            // To the walk these are like any others, but not to the parser.
+            if matches!(u16::from_be_bytes([p2, p3]), PORT_IKE | PORT_NATT) {
+                return None;
+            }
+        }
+        // A SYN's MSS may have to be clamped.
+        Protocol::TCP if len + ether::LEN >= FLAGS && frame.first_chunk::<FLAGS>()?[FLAGS - 1] & SYN == 0 => {
+        }
+        _ => return None,
+    }
+    // RFC 1812 section 5.2.2: a router must drop a datagram whose header checksum is wrong.
+    let ip = frame.get(ether::LEN..)?.first_chunk::<{ ip4::MIN_LEN }>()?;
+    if !checksum::is_right(ip) {
+        return None;
+    }
+    let key = Key {
+        source: u32::from_be_bytes([s0, s1, s2, s3]),
+        destination: u32::from_be_bytes([d0, d1, d2, d3]),
+        ports: u32::from_be_bytes([p0, p1, p2, p3]),
+        protocol,
+    };
+    Some(Usual { key, total, tos, dont_fragment: fragment & 0x4000 != 0 })
+}
+
+/// Takes a batch from `port` through all stages and leaves it empty; what is not usual goes to the end of `long`.
+pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut OutboundBatch) {
+    select(core, batch);
+    let mut numbers = ArrayVec::<Reserved, BATCH>::new();
+    for packet in &mut batch.packets {
+        numbers.extend(encap(core, packet));
+    }
+    let mut outcomes = seal(core, batch, numbers).into_iter();
+    for Packet { frame, sa, out, .. } in batch.packets.drain(..) {
+        if out == NOWHERE {
+            leave(core, long, frame, port);
+        } else if outcomes.next() == Some(SealOutcome::Sealed) {
+            egress::enqueue(core, frame, port, out);
+        } else {
+            core.discard_of_sa(frame, port, DropReason::BadLength, Table::Outbound, sa);
+        }
+    }
+}
+
+/// Leaves a packet to the stages.
+#[cold]
+fn leave(core: &mut Core, long: &mut OutboundBatch, frame: Frame, port: PortIndex) {
+    if let Err(frame) = long.push(frame, Cleartext { port, came: Came::Forwarded }) {
+        core.discard(frame, port, DropReason::NoFrame);
+    }
+}
+
+/// Finds the SAs, and asks for the memory of what is asked of them.
+fn select(core: &mut Core, batch: &mut QuickBatch) {
     let mut several = false;
-    let mut first = NO_LINK;
-    for (frame, place) in batch.frames.iter().zip(&mut batch.usual) {
-        let Some(usual) = place else { continue };
-        if let Some(sa) = find(core, frame, usual.key) {
-            usual.sa = sa;
-            core.outbound.prefetch(sa);
-            several |= first != NO_LINK && first != sa;
-            first = sa;
-        } else {
-            *place = None;
-        }
+    let mut before = None;
+    for Packet { frame, usual, sa, .. } in &mut batch.packets {
+        *sa = find(core, frame, usual.key).unwrap_or(NO_LINK);
+        core.outbound.prefetch(*sa);
+        several |= before.is_some_and(|before| before != *sa);
+        before = Some(*sa);
     }
+    // A single one is in the cache.
     if several {
-        warm(core, batch);
-    }
-    let OutboundBatch { frames, usual, sas, routes, numbers, at, next, .. } = batch;
-    let mut left = 0;
-    let mut plan = None;
-    for (frame, place) in frames.iter_mut().zip(usual) {
-        let fitting = place.as_ref().and_then(|usual| {
-            if several {
-                prefetch_key(core, usual.sa);
-            }
-            if !current(plan.as_ref(), usual.sa) {
-                plan = far(core, usual.sa).and_then(|()| Plan::of(core, usual.sa));
-            }
-            plan.as_ref().filter(|plan| plan.fits(frame, usual)).map(|plan| (usual, plan))
-        });
-        let (mut number, mut offset) = (None, 0);
-        if let Some((usual, plan)) = fitting {
-            sas.push(usual.sa);
-            routes.push(plan.route);
-            next.push(Next::Ready);
-            // Behind a packet that is not usual it has to wait for its number.
-            if left == 0 {
-                number = plan.write(core, frame, usual);
-                offset = plan.at;
-            }
-        } else {
-            *place = None;
-            left += 1;
-            sas.push(NO_LINK);
-            routes.push(Route::Unreachable);
-            next.push(Next::Continue);
+        let states = || batch.packets.iter().filter_map(|packet| core.outbound.get(packet.sa));
+        for state in states() {
+            prefetch::object(&state.config.key);
         }
-        numbers.push(number);
-        at.push(offset);
-    }
-    for _ in 0..batch.frames.len() {
-        batch.flows.push(None);
-        batch.ah_numbers.push(None);
-    }
-    left
-}
-
-/// Numbers and headers for the usual packets that had to wait: in turn with the others.
-pub(super) struct Waiting(Option<Plan>);
-
-impl Waiting {
-    /// None yet.
-    pub(super) const NONE: Self = Self(None);
-
-    /// The packet's number and where its ESP header is.
-    pub(super) fn write(
-        &mut self,
-        core: &mut Core,
-        frame: &mut Frame,
-        usual: &Usual,
-    ) -> Option<(Reserved, u16)> {
-        if !current(self.0.as_ref(), usual.sa) {
-            self.0 = Plan::of(core, usual.sa);
+        for state in states() {
+            if let SaKey::Esp(key) = &state.config.key {
+                core.crypto.prefetch_place(key);
+            }
         }
-        let plan = self.0.as_ref()?;
-        Some((plan.write(core, frame, usual)?, plan.at))
+        for state in states() {
+            if let SaKey::Esp(key) = &state.config.key {
+                core.crypto.prefetch(key);
+            }
+        }
     }
-}
-
-fn current(plan: Option<&Plan>, sa: u32) -> bool {
-    plan.is_some_and(|plan| plan.sa == sa)
 }
 
 /// The SA of a flow, if it is one of this worker's.
 #[inline]
 fn find(core: &mut Core, frame: &Frame, key: Key) -> Option<u32> {
-    core.flows.get(key).or_else(|| {
-        let sa = look_up(&core.spd, core.id, core.arena.bytes(frame))?;
-        core.flows.put(key, sa);
-        Some(sa)
-    })
+    core.flows.get(key).or_else(|| look_up(core, frame, key))
 }
 
-/// Asks for all that the batch's SAs will be asked, one thing of all of them after the other.
-fn warm(core: &Core, batch: &OutboundBatch) {
-    let sas = || batch.usual.iter().flatten().map(|usual| usual.sa);
-    for state in sas().filter_map(|sa| core.outbound.get(sa)) {
-        prefetch::object(&*state.config);
-    }
-    for sa in sas() {
-        if let Some((state, peer)) = core.outbound.get(sa).zip(core.outbound.peer(sa)) {
-            core.fib.prefetch(peer);
-            if let SaKey::Esp(key) = &state.config.key {
-                core.crypto.prefetch_place(key);
-            }
-        }
-    }
+/// The SA that the policies give the packet, if it is one of this worker's; it is remembered.
+#[cold]
+fn look_up(core: &mut Core, frame: &Frame, key: Key) -> Option<u32> {
+    let sa = policy(&core.spd, core.id, core.arena.bytes(frame))?;
+    core.flows.put(key, sa);
+    Some(sa)
 }
 
-fn prefetch_key(core: &Core, sa: u32) {
-    if let Some(SaKey::Esp(key)) = core.outbound.get(sa).map(|state| &state.config.key) {
-        core.crypto.prefetch(key);
-    }
-}
-
-/// Whether the SA is so far from all its limits that no packet of this batch comes near.
-fn far(core: &Core, sa: u32) -> Option<()> {
-    let state = core.outbound.get(sa)?;
-    (state.sequence.remaining() > RESERVE_LOW && !state.stopped && !state.config.is_metered()).then_some(())
-}
-
-/// Bytes of the longest headers: IPv4, UDP, ESP without IV.
-const LONGEST: usize = ip4::MIN_LEN + udp::LEN + esp::HEADER_LEN;
-/// The shortest.
-const SHORTEST: usize = ip4::MIN_LEN + esp::HEADER_LEN;
-
-/// What the usual packets of one SA have in common.
-struct Plan {
-    sa: u32,
-    route: Route,
-    /// Headers in which TOS, lengths, identification, flags, checksum and number are zero.
-    template: [u8; LONGEST],
-    /// Of the outer IPv4 header.
-    sum: u64,
-    /// Offset of the ESP header.
-    at: u16,
-    /// Bytes before the inner packet.
-    front: usize,
-    block: usize,
-    icv_len: usize,
-    /// Bytes of the largest outer packet.
-    limit: usize,
-    /// The bits of the inner TOS that are copied, and those that are set.
-    tos: (u8, u8),
-    df: DfPolicy,
-}
-
-impl Plan {
-    /// `None` if packets of the SA are not usual.
-    fn of(core: &mut Core, sa: u32) -> Option<Self> {
-        let peer = core.outbound.peer(sa)?;
-        let state = core.outbound.get(sa)?;
-        let config = &*state.config;
-        let (SaKey::Esp(key), IpAddr::V4(source), IpAddr::V4(destination)) =
-            (&config.key, config.local, peer)
-        else {
-            return None;
-        };
-        let route = core.fib.lookup(peer);
-        if !config.is_plain() || !matches!(route, Route::Via { .. }) {
-            return None;
-        }
-        let layout = key.layout();
-        let mut template = [0; LONGEST];
-        let protocol = if config.encap.is_some() { Protocol::UDP } else { Protocol::ESP };
-        let header = ip4::Header {
-            source,
-            destination,
-            protocol,
-            ttl: OUTER_TTL,
-            tos: 0,
-            id: 0,
-            dont_fragment: false,
-        };
-        header.emit(&mut template, 0)?;
-        header::put(&mut template, 2, [0; 2]);
-        header::put(&mut template, 10, [0; 2]);
-        let sum = checksum::sum(template.first_chunk::<{ ip4::MIN_LEN }>()?);
-        let mut at = ip4::MIN_LEN;
-        if let Some(encap) = config.encap {
-            udp::Header {
-                source_port: encap.local_port,
-                destination_port: state.peer_port,
-                length: 0,
-                checksum: 0,
-            }
-            .emit(template.get_mut(at..)?)?;
-            at += udp::LEN;
-        }
-        header::put(&mut template, at, config.spi.on_wire.0.to_be_bytes());
-        let ecn = if config.path.ecn { ECN } else { 0 };
-        Some(Self {
-            sa,
-            route,
-            template,
-            sum,
-            at: u16::try_from(at).ok()?,
-            front: at + esp::HEADER_LEN + usize::from(layout.iv_len),
-            block: usize::from(layout.block),
-            icv_len: usize::from(layout.icv_len),
-            limit: path_mtu(state, route),
-            tos: match config.path.dscp {
-                DscpPolicy::Copy => (!ECN | ecn, 0),
-                DscpPolicy::Fixed(dscp) => (ecn, dscp << 2),
-            },
-            df: config.path.df,
-        })
-    }
-
-    /// Padding and the two bytes behind it.
-    #[inline]
-    fn trailer(&self, total: usize) -> usize {
-        usize::from(esp::padding(total, self.block)) + esp::TRAILER_LEN
-    }
-
-    #[inline]
-    fn fits(&self, frame: &Frame, usual: &Usual) -> bool {
-        let total = usize::from(usual.total);
-        let back = self.trailer(total) + self.icv_len;
-        self.front + total + back <= self.limit && self.front <= frame.headroom() && back <= frame.tailroom()
-    }
-
-    /// Gives a packet that fits a number, headers and trailer.
-    #[inline]
-    fn write(&self, core: &mut Core, frame: &mut Frame, usual: &Usual) -> Option<Reserved> {
-        let state = core.outbound.get_mut(self.sa)?;
-        let number = state.sequence.reserve().ok()?;
-        state.traffic = state.traffic.with(u64::from(usual.total));
-        state.last_used = core.now;
-        let total = usize::from(usual.total);
-        let trailer = self.trailer(total);
-        frame.truncate(total);
-        frame.grow_front(self.front)?;
-        frame.grow_back(trailer + self.icv_len)?;
-        let (head, inner) = core.arena.bytes_mut(frame).split_at_mut_checked(self.front)?;
-        ip4::decrement_ttl(inner)?;
-        esp::write_trailer(inner.get_mut(total..total + trailer)?, Protocol::IPV4)?;
-        let outer = self.front + inner.len();
-        if let Some(head) = head.first_chunk_mut::<LONGEST>() {
-            // Without UDP, what is written behind is the IV's place.
-            *head = self.template;
-        } else {
-            *head.first_chunk_mut::<SHORTEST>()? = *self.template.first_chunk()?;
-        }
-        if usize::from(self.at) > ip4::MIN_LEN {
-            let length = u16::try_from(outer - ip4::MIN_LEN).ok()?;
-            header::put(head, ip4::MIN_LEN + 4, length.to_be_bytes());
-        }
-        self.vary(head.first_chunk_mut()?, outer, &number, usual.inner)?;
-        Some(number)
-    }
-
-    /// What the outer IPv4 header of one packet has of its own.
-    #[inline]
-    fn vary(
-        &self,
-        head: &mut [u8; ip4::MIN_LEN],
-        outer: usize,
-        number: &Reserved,
-        inner: Inner,
-    ) -> Option<()> {
-        let dont_fragment = match self.df {
-            DfPolicy::Copy => inner.dont_fragment,
-            DfPolicy::Set => true,
-            DfPolicy::Clear => false,
-        };
-        // RFC 6864: an atomic datagram's ID has no meaning; others need one that does not come back soon.
-        let (id, flags) =
-            if dont_fragment { (0, 0x4000) } else { (u16::try_from(number.low() & 0xffff).ok()?, 0) };
-        let tos = inner.tos & self.tos.0 | self.tos.1;
-        let len = u16::try_from(outer).ok()?;
-        let varying = u64::from(tos) + u64::from(len) + u64::from(id) + u64::from(flags);
-        let check = checksum::finish(self.sum + varying);
-        let ([l0, l1], [i0, i1]) = (len.to_be_bytes(), id.to_be_bytes());
-        let ([f0, f1], [c0, c1]) = (u16::to_be_bytes(flags), check.to_be_bytes());
-        (head[1], head[2], head[3]) = (tos, l0, l1);
-        (head[4], head[5], head[6], head[7]) = (i0, i1, f0, f1);
-        (head[10], head[11]) = (c0, c1);
-        Some(())
-    }
-}
-
-/// A packet that may be usual; its SA is not known yet.
-#[inline]
-fn read(packet: &[u8]) -> Option<Usual> {
-    let head = packet.first_chunk::<HEAD>()?;
-    let [0x45, tos, t0, t1, _, _, f0, f1, ttl, protocol, _, _, s @ .., d0, d1, d2, d3, p0, p1, p2, p3] =
-        *head
-    else {
-        return None;
-    };
-    let total_len = u16::from_be_bytes([t0, t1]);
-    let total = usize::from(total_len);
-    // RFC 791 section 3.1: DF, then More Fragments and the offset.
-    let fragment = u16::from_be_bytes([f0, f1]);
-    if total < HEAD || total > packet.len() || fragment.trailing_zeros() < 14 || ttl <= 1 {
-        return None;
-    }
-    match Protocol(protocol) {
-        Protocol::UDP => {}
-        // A SYN's MSS may have to be clamped.
-        Protocol::TCP if total > TCP_FLAGS && packet.get(TCP_FLAGS)? & SYN == 0 => {}
-        _ => return None,
-    }
-    if !header::checksum_ok(packet) {
-        return None;
-    }
-    let key = Key {
-        source: u32::from_be_bytes(s),
-        destination: u32::from_be_bytes([d0, d1, d2, d3]),
-        ports: u32::from_be_bytes([p0, p1, p2, p3]),
-        protocol,
-    };
-    let inner = Inner { v6: false, tos, dont_fragment: fragment & 0x4000 != 0 };
-    Some(Usual { key, inner, total: total_len, sa: NO_LINK })
-}
-
-/// The SA that the policies give the packet, if it is one of this worker's.
-fn look_up(spd: &Spd<Handle>, worker: u8, packet: &[u8]) -> Option<u32> {
+fn policy(spd: &Spd<Handle>, worker: u8, packet: &[u8]) -> Option<u32> {
     let flow = Flow::parse(packet).ok()?;
     match spd.lookup(&flow) {
         Verdict::Protect(_, Some(handle)) if handle.worker() == worker => Some(handle.index()),
         _ => None,
     }
+}
+
+/// Gives a packet headers and trailer, and the number that it gets; `None`, and the packet as it was, if it is not usual.
+#[inline]
+fn encap(core: &mut Core, packet: &mut Packet) -> Option<Reserved> {
+    let Packet { frame, usual, sa, out, at } = packet;
+    let Core { arena, outbound, fib, resolver, now, .. } = core;
+    let state = outbound.get_mut(*sa)?;
+    let template = &mut state.template;
+    // So far from all its limits that no packet of this batch comes near.
+    let far = state.sequence.remaining() > RESERVE_LOW && !state.stopped && template.usable;
+    let peer = template.peer();
+    let exit = if far { fib.exit_of(&mut template.exit, peer) } else { None };
+    let exit = exit.filter(|exit| exit.ethernet)?;
+    let total = usize::from(usual.total);
+    let pad = (total + esp::TRAILER_LEN).wrapping_neg() & usize::from(template.block_mask);
+    let trailer = pad + esp::TRAILER_LEN;
+    let back = trailer + usize::from(template.icv_len);
+    let front = usize::from(template.at) + esp::HEADER_LEN + usize::from(template.iv_len);
+    let outer = front + total + back;
+    if outer > usize::from(exit.mtu.min(template.mtu)) || back > frame.tailroom() {
+        return None;
+    }
+    let front = ether::LEN + front;
+    frame.grow_front(front)?;
+    let number = match state.sequence.reserve() {
+        Ok(number) if frame.grow_back(back).is_some() => number,
+        // Not reached: there are numbers and room.
+        _ => {
+            let _ = frame.shrink_front(front);
+            return None;
+        }
+    };
+    state.traffic = state.traffic.with(u64::from(usual.total));
+    state.last_used = *now;
+    let bytes = arena.bytes_mut(frame);
+    if let Some(end) = bytes.get_mut(front + total..front + total + trailer) {
+        // Not `None`: there is room for the trailer.
+        let _ = esp::write_trailer(end, Protocol::IPV4);
+    }
+    if let Some(inner) = bytes.get_mut(front..).and_then(<[u8]>::first_chunk_mut) {
+        header::forward(inner);
+    }
+    if let Some((link, rest)) = bytes.split_first_chunk_mut::<{ ether::LEN }>()
+        && let Some(head) = rest.first_chunk_mut::<HEAD>()
+    {
+        *link = exit.link;
+        // What is written behind the SPI is the place of number and IV: see `Template`.
+        *head = template.head;
+        let dont_fragment = match template.df {
+            DfPolicy::Copy => usual.dont_fragment,
+            DfPolicy::Set => true,
+            DfPolicy::Clear => false,
+        };
+        // RFC 6864: an atomic datagram's ID has no meaning; others need one that does not come back soon.
+        let [.., n0, n1] = number.low().to_be_bytes();
+        let (id, flags): (u16, u16) =
+            if dont_fragment { (0, 0x4000) } else { (u16::from_be_bytes([n0, n1]), 0) };
+        let tos = usual.tos & template.tos.0 | template.tos.1;
+        let outer = u16::try_from(outer).unwrap_or_default();
+        let varying = u64::from(tos) + u64::from(outer) + u64::from(id) + u64::from(flags);
+        let check = checksum::finish(u64::from(template.sum) + varying);
+        let [_, tos_at, l0, l1, i0, i1, f0, f1, _, _, c0, c1, rest @ ..] = head;
+        *tos_at = tos;
+        [*l0, *l1] = outer.to_be_bytes();
+        [*i0, *i1] = id.to_be_bytes();
+        [*f0, *f1] = flags.to_be_bytes();
+        [*c0, *c1] = check.to_be_bytes();
+        if usize::from(template.at) > ip4::MIN_LEN {
+            let [.., u0, u1, _, _, _, _, _, _] = rest;
+            [*u0, *u1] = (outer - IP).to_be_bytes();
+        }
+    }
+    (*out, *at) = (exit.tell(resolver, *now), LINK + u16::from(template.at));
+    Some(number)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "20 fits")]
+const IP: u16 = ip4::MIN_LEN as u16;
+
+/// Encrypts and authenticates the packets that have a number, with those numbers; the outcomes are in the same order.
+fn seal(
+    core: &mut Core,
+    batch: &mut QuickBatch,
+    numbers: ArrayVec<Reserved, BATCH>,
+) -> ArrayVec<SealOutcome, BATCH> {
+    let Core { arena, outbound, crypto, .. } = core;
+    let mut ops = ArrayVec::<SealOp<'_>, BATCH>::new();
+    let ready = batch.packets.iter_mut().filter(|packet| packet.out != NOWHERE);
+    for (Packet { frame, sa, at, .. }, sequence) in ready.zip(numbers) {
+        let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
+        let state = outbound.get(*sa);
+        let Some((SaKey::Esp(key), esn)) = state.map(|state| (&state.config.key, state.template.esn)) else {
+            // Not reached: each packet got its number from such an SA.
+            continue;
+        };
+        ops.push(SealOp { key, sequence, esn, packet });
+    }
+    crypto.seal(ops)
 }
 
 #[cfg(test)]
@@ -390,6 +331,8 @@ pub(crate) mod tests {
     use postern_contract::secret::Secret;
     use postern_contract::{Generation, Translation};
     use postern_wire::ids::Spi;
+    use postern_wire::steer::{Class, Link, classify};
+    use proptest::prelude::*;
     use tempfile::TempDir;
 
     use super::*;
@@ -511,6 +454,54 @@ pub(crate) mod tests {
                 assert_eq!(quick.drops(*reason), long.drops(*reason), "{reason:?}");
             }
             assert_eq!(quick.balance(), long.balance());
+        }
+    }
+
+    proptest! {
+        /// DP-1, DP-5: what is read in a few steps is what the parsers read.
+        #[test]
+        fn dp_5_headers_are_read_alike(
+            mut frame in prop::collection::vec(any::<u8>(), 14..90),
+            protocol in prop::sample::select(vec![6_u8, 17, 50, 1]),
+            fragment in prop::sample::select(vec![0_u16, 0x4000, 0x2000, 1, 0x8000]),
+            total in prop::option::of(0_u16..90),
+            port in prop::sample::select(vec![500_u16, 4500, 53, 80]),
+            version in prop::sample::select(vec![0x45_u8, 0x45, 0x45, 0x46, 0x60]),
+            ttl in 0_u8..4,
+            right in prop::bool::weighted(0.9),
+        ) {
+            frame[12..14].copy_from_slice(&[8, 0]);
+            if frame.len() >= 48 {
+                let total = total.unwrap_or(u16::try_from(frame.len() - 14).unwrap());
+                frame[14] = version;
+                frame[16..18].copy_from_slice(&total.to_be_bytes());
+                frame[20..22].copy_from_slice(&fragment.to_be_bytes());
+                (frame[22], frame[23]) = (ttl, protocol);
+                frame[36..38].copy_from_slice(&port.to_be_bytes());
+                frame[24..26].fill(0);
+                if right {
+                    let check = checksum::finish(checksum::sum(&frame[14..34]));
+                    frame[24..26].copy_from_slice(&check.to_be_bytes());
+                }
+            }
+            if let Some(usual) = read(&frame) {
+                let packet = &frame[14..];
+                prop_assert_eq!(classify(&frame.as_slice(), Link::Ethernet).class, Class::Ip);
+                prop_assert!(crate::header::checksum_ok(packet));
+                let flow = Flow::parse(packet).unwrap();
+                let ports = [flow.source_port.to_be_bytes(), flow.destination_port.to_be_bytes()].concat();
+                let key = Key {
+                    source: u32::from_be_bytes(packet[12..16].try_into().unwrap()),
+                    destination: u32::from_be_bytes(packet[16..20].try_into().unwrap()),
+                    ports: u32::from_be_bytes(ports.try_into().unwrap()),
+                    protocol: flow.protocol.0,
+                };
+                let expected =
+                    Usual { key, total: flow.total_len, tos: flow.tos, dont_fragment: flow.dont_fragment };
+                prop_assert_eq!(usual, expected);
+                prop_assert!(flow.ttl > 1 && flow.ports_known && flow.header_len == 20);
+                prop_assert!(flow.protocol == Protocol::UDP || packet[33] & SYN == 0);
+            }
         }
     }
 

@@ -9,44 +9,71 @@ use std::net::{IpAddr, Ipv4Addr};
 use postern_contract::relay::Partition;
 use postern_wire::{checksum, ip4};
 
+use crate::fib::ExitName;
 use crate::prefetch;
 
 /// No translation.
 pub const NONE: u32 = u32::MAX;
+
+/// Bytes of an IPv4 header without options and the SPI behind it: all that a translation reads and writes.
+pub const HEAD: usize = ip4::MIN_LEN + 4;
 
 /// What a packet is found by: SPI and the relay's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(u64);
 
 impl Key {
-    /// Of an IPv4 packet whose ESP header is at `at`.
+    /// Of an ESP packet over IPv4.
     #[inline]
-    pub fn of(packet: &[u8], at: usize) -> Option<Self> {
-        let head = packet.first_chunk::<{ ip4::MIN_LEN }>()?;
-        let [first, .., a, b, c, d] = *head;
-        let spi = packet.get(at..)?.first_chunk().map(|spi| u32::from_be_bytes(*spi))?;
-        (first >> 4 == 4).then_some(Self::new(spi, u32::from_be_bytes([a, b, c, d])))
-    }
-
-    fn new(spi: u32, relay: u32) -> Self {
-        Self(u64::from(spi) << 32 | u64::from(relay))
+    pub const fn new(spi: u32, relay: u32) -> Self {
+        Self((spi as u64) << 32 | relay as u64)
     }
 }
 
 /// One direction of an entry.
 #[derive(Debug)]
 #[repr(align(64))]
-struct Way {
+pub struct Way {
     key: Key,
-    /// Where packets must come from.
-    peer: u32,
-    new_spi: u32,
-    new_relay: u32,
-    new_peer: u32,
-    /// What the new addresses and the TTL less one change in the sum under the header's checksum.
-    change: u64,
     packets: u64,
     bytes: u64,
+    /// How packets to `new_peer` left last.
+    pub exit: ExitName,
+    /// Where packets must come from.
+    peer: u32,
+    /// What follows the checksum from then on, as it stands in the packet: source, destination, SPI.
+    new: [u8; 12],
+    /// What the new addresses and the TTL less one change in the sum under the header's checksum.
+    change: u16,
+}
+
+impl Way {
+    /// The new destination.
+    #[inline]
+    pub const fn destination(&self) -> Ipv4Addr {
+        let [_, _, _, _, a, b, c, d, ..] = self.new;
+        Ipv4Addr::new(a, b, c, d)
+    }
+
+    /// Whether a packet comes from where it should and may go on.
+    #[inline]
+    pub fn fits(&self, head: &[u8; HEAD]) -> bool {
+        let [_, _, _, _, _, _, _, _, ttl, _, _, _, s0, s1, s2, s3, ..] = *head;
+        u32::from_be_bytes([s0, s1, s2, s3]) == self.peer && ttl > 1
+    }
+
+    /// Translates a packet of `len` bytes that fits.
+    #[inline]
+    pub fn translate(&mut self, head: &mut [u8; HEAD], len: usize) {
+        let [_, _, _, _, _, _, _, _, ttl, _, c0, c1, rest @ ..] = head;
+        *ttl = ttl.wrapping_sub(1);
+        // RFC 1624 section 3, equation 3, for all words that change at once.
+        let check = checksum::finish(u64::from(!u16::from_be_bytes([*c0, *c1])) + u64::from(self.change));
+        [*c0, *c1] = check.to_be_bytes();
+        *rest = self.new;
+        self.packets += 1;
+        self.bytes += len as u64;
+    }
 }
 
 const _: () = assert!(size_of::<Way>() == 64);
@@ -73,13 +100,17 @@ impl Ways {
         let (new_relay, new_peer) = (v4(to.relay)?, v4(to.peer)?);
         let ttl = u64::from(!0x0100_u16);
         let change = [!relay, !peer, new_relay, new_peer].iter().map(|word| u64::from(*word)).sum::<u64>();
+        let mut written = [0; 12];
+        let words = [new_relay, new_peer, new.from_relay.0];
+        for (place, word) in written.as_chunks_mut().0.iter_mut().zip(words) {
+            *place = word.to_be_bytes();
+        }
         let way = Way {
             key: Key::new(old.to_relay.0, relay),
             peer,
-            new_spi: new.from_relay.0,
-            new_relay,
-            new_peer,
-            change: u64::from(checksum::fold(change + ttl)),
+            new: written,
+            change: checksum::fold(change + ttl),
+            exit: ExitName::NONE,
             packets: 0,
             bytes: 0,
         };
@@ -89,6 +120,12 @@ impl Ways {
             index
         } else {
             let index = u32::try_from(self.all.len()).ok().filter(|index| *index != NONE)?;
+            if self.all.len() == self.all.capacity() {
+                // On huge pages, which a vector that grows by itself would not get.
+                let mut larger = prefetch::table((self.all.len() * 2).max(64));
+                larger.append(&mut self.all);
+                self.all = larger;
+            }
             self.all.push(way);
             index
         };
@@ -132,30 +169,13 @@ impl Ways {
         Some(index)
     }
 
-    /// Translates a packet whose ESP header is at `at`, and tells its new destination. `None`, and the packet as it
-    /// was, if it does not come from where it should or may not go on.
+    /// The translation at an index.
     #[inline]
-    pub fn translate(&mut self, index: u32, packet: &mut [u8], at: usize) -> Option<Ipv4Addr> {
-        let len = packet.len() as u64;
-        let way = self.way_mut(index)?;
-        let (head, rest) = packet.split_first_chunk_mut::<{ ip4::MIN_LEN }>()?;
-        let spi = rest.get_mut(at.checked_sub(ip4::MIN_LEN)?..)?.first_chunk_mut::<4>()?;
-        let [_, _, _, _, _, _, _, _, ttl, _, c0, c1, source @ .., _, _, _, _] = head;
-        if u32::from_be_bytes(*source) != way.peer || *ttl <= 1 {
-            return None;
-        }
-        *ttl -= 1;
-        // RFC 1624 section 3, equation 3, for all words that change at once.
-        let check = checksum::finish(u64::from(!u16::from_be_bytes([*c0, *c1])) + way.change);
-        [*c0, *c1] = check.to_be_bytes();
-        *source = way.new_relay.to_be_bytes();
-        *head.last_chunk_mut()? = way.new_peer.to_be_bytes();
-        *spi = way.new_spi.to_be_bytes();
-        way.packets += 1;
-        way.bytes += len;
-        Some(Ipv4Addr::from_bits(way.new_peer))
+    pub fn get_mut(&mut self, index: u32) -> Option<&mut Way> {
+        self.way_mut(index)
     }
 
+    #[inline]
     fn way_mut(&mut self, index: u32) -> Option<&mut Way> {
         usize::try_from(index).ok().and_then(|index| self.all.get_mut(index))
     }
@@ -170,6 +190,7 @@ struct Slots {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[repr(align(16))]
 struct Slot {
     key: Key,
     /// [`NONE`]: empty.
@@ -218,8 +239,10 @@ impl Slots {
 
     fn insert(&mut self, key: Key, way: u32) {
         if (self.used + 1) * 2 > self.slots.len() {
-            let larger = vec![EMPTY; self.slots.len() * 2].into();
-            for slot in std::mem::replace(&mut self.slots, larger) {
+            let count = self.slots.len() * 2;
+            let mut larger = prefetch::table(count);
+            larger.resize(count, EMPTY);
+            for slot in std::mem::replace(&mut self.slots, larger.into()) {
                 if slot.way != NONE {
                     self.set(self.place(slot.key), slot);
                 }
@@ -302,22 +325,24 @@ mod tests {
             packet[10] ^= damage.to_be_bytes()[0];
             packet[11] ^= damage.to_be_bytes()[1];
             let mut expected = packet.clone();
-            prop_assert_eq!(ways.find(Key::of(&packet, 20).unwrap()), Some(way));
-            let before = packet.clone();
-            let done = ways.translate(way, &mut packet, 20);
-            if ttl <= 1 {
-                prop_assert_eq!(done, None);
-                prop_assert_eq!(packet, before);
+            let key = Key::new(7, relay);
+            prop_assert_eq!(ways.find(key), Some(way));
+            let found = ways.get_mut(way).unwrap();
+            let fits = found.fits(packet.first_chunk().unwrap());
+            prop_assert_eq!(fits, ttl > 1);
+            if !fits {
                 return Ok(());
             }
+            found.translate(packet.first_chunk_mut().unwrap(), 20 + payload);
+            let done = found.destination();
             ip4::decrement_ttl(&mut expected).unwrap();
             let (source, destination) = (Ipv4Addr::from_bits(new_relay), Ipv4Addr::from_bits(new_peer));
             ip4::set_addresses(&mut expected, source, destination).unwrap();
             expected[20..24].copy_from_slice(&10_u32.to_be_bytes());
-            prop_assert_eq!(done, Some(destination));
+            prop_assert_eq!(done, destination);
             prop_assert_eq!(packet, expected);
             prop_assert_eq!(ways.take(way), (1, 20 + payload as u64));
-            prop_assert_eq!(ways.find(Key::of(&before, 20).unwrap()), None);
+            prop_assert_eq!(ways.find(key), None);
         }
 
         /// The table finds what a map finds, whatever shares places and however it grows.
@@ -349,12 +374,8 @@ mod tests {
         let mut ways = Ways::default();
         let (from, to) = (side(1, 2, 3, 4), side(5, 6, 7, 8));
         let way = ways.put(&from, &to).unwrap();
-        let mut packet = vec![0x45; 40];
-        assert_eq!(ways.translate(way, &mut packet, 20), None);
-        assert_eq!(packet, [0x45; 40]);
-        assert_eq!(ways.translate(way, &mut packet, 4), None);
-        assert_eq!(ways.translate(9, &mut packet, 20), None);
-        assert_eq!(Key::of(&packet, 37), None);
+        assert!(!ways.get_mut(way).unwrap().fits(&[0x45; HEAD]));
+        assert!(ways.get_mut(9).is_none());
         assert_eq!(ways.put(&Partition { ah: from.esp, ..from }, &to), None);
         assert_eq!(ways.put(&Partition { relay: "::1".parse().unwrap(), ..from }, &to), None);
     }

@@ -13,7 +13,7 @@ use postern_wire::ids::{Protocol, Spi};
 
 use crate::crypto::{AhKey, EspKey, Serial, fingerprint, key_check};
 use crate::sad::lookup::Handle;
-use crate::selectors::Selectors;
+use crate::selectors::{Selectors, V4};
 
 /// Keys of one SA.
 #[derive(Debug)]
@@ -246,6 +246,14 @@ impl SaShared {
     #[inline]
     pub fn admits(&self, flow: &Flow) -> bool {
         matches!(&self.side, Side::Inbound(selectors) if selectors.match_inbound(flow))
+    }
+
+    /// Inbound: the selector, if it is a single one of IPv4 addresses.
+    pub const fn selector(&self) -> Option<V4> {
+        match &self.side {
+            Side::Inbound(selectors) => selectors.single(),
+            Side::Outbound(_) => None,
+        }
     }
 
     /// Outbound: names the keys in the ledger of reserved sequence numbers.

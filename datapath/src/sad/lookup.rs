@@ -41,6 +41,7 @@ impl Handle {
 
 /// One slot. An empty slot has the SPI 0, which no packet is looked up with.
 #[derive(Clone, Copy)]
+#[repr(align(8))]
 struct Slot {
     spi: u32,
     handle: u32,
@@ -51,6 +52,8 @@ const EMPTY: Slot = Slot { spi: 0, handle: Handle::NONE };
 /// SPI table of one worker; knows the SAs of all workers. ESP has the slots, AH (rare) the map.
 pub struct SpiTable {
     slots: Box<[Slot]>,
+    /// Slots that are not empty.
+    used: usize,
     overflow: HashMap<(u8, u32), u32>,
 }
 
@@ -67,9 +70,24 @@ impl SpiTable {
         let count = slots.next_power_of_two().max(64) as usize;
         let mut slots = prefetch::table(count);
         slots.resize(count, EMPTY);
-        Self { slots: slots.into(), overflow: HashMap::new() }
+        Self { slots: slots.into(), used: 0, overflow: HashMap::new() }
     }
 
+    /// Whether no SPI leads anywhere.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.used == 0 && self.overflow.is_empty()
+    }
+
+    /// Asks for the memory that [`Self::get`] looks at for an ESP packet.
+    #[inline]
+    pub fn prefetch(&self, spi: Spi) {
+        if let Some(slot) = self.slots.get(self.slot(spi)) {
+            prefetch::object(slot);
+        }
+    }
+
+    #[inline]
     fn slot(&self, spi: Spi) -> usize {
         // The length is a power of two, so this is a mask; it keeps the index in range by itself.
         spi.0 as usize & (self.slots.len() - 1)
@@ -98,6 +116,7 @@ impl SpiTable {
             && let Some(slot) = self.slots.get_mut(at)
             && (slot.handle == Handle::NONE || slot.spi == spi.0)
         {
+            self.used += usize::from(slot.handle == Handle::NONE);
             *slot = Slot { spi: spi.0, handle: handle.0 };
             // An older entry of the same SPI may have been displaced into the map earlier.
             self.overflow.remove(&(protocol_key(protocol), spi.0));
@@ -113,6 +132,7 @@ impl SpiTable {
             && let Some(slot) = self.slots.get_mut(at)
             && slot.spi == spi.0
         {
+            self.used -= usize::from(slot.handle != Handle::NONE);
             *slot = EMPTY;
         }
         self.overflow.remove(&(protocol_key(protocol), spi.0));
@@ -156,6 +176,7 @@ mod tests {
                     table.remove(protocol, Spi(spi));
                     model.remove(&(protocol, spi));
                 }
+                prop_assert_eq!(table.is_empty(), model.is_empty());
                 for spi in 256..1024 {
                     for protocol in [IpsecProtocol::Esp, IpsecProtocol::Ah] {
                         prop_assert_eq!(table.get(protocol, Spi(spi)), model.get(&(protocol, spi)).copied());

@@ -114,6 +114,7 @@ impl ReplayWindow {
     ///
     /// Both of its rules come to this: the one number with these low bits among the 2^32 that begin at the window's
     /// left edge. Written so, the first subspace needs no case of its own (there is none before it).
+    #[inline]
     pub fn recover(&self, low: u32) -> u64 {
         if !self.esn {
             return u64::from(low);
@@ -152,6 +153,20 @@ impl ReplayWindow {
     /// since the precheck, even in the same batch, then marks it and slides the window.
     #[inline]
     pub fn accept(&mut self, seq: u64) -> Result<Newest, ReplayError> {
+        if self.size != 0 && seq.wrapping_sub(self.top) == 1 && seq != 0 {
+            // The next number, as nearly always: nothing but its bit enters the window.
+            let words = self.bits.words_mut();
+            let index = word_index(seq, words.len());
+            if let Some(word) = words.get_mut(index) {
+                *word |= bit(seq);
+            }
+            self.top = seq;
+            return Ok(Newest(true));
+        }
+        self.accept_any(seq)
+    }
+
+    fn accept_any(&mut self, seq: u64) -> Result<Newest, ReplayError> {
         self.precheck(seq)?;
         let newest = seq > self.top;
         if self.size != 0 {

@@ -1,17 +1,22 @@
 //! The runtime half of an SA: owned by one worker, changed by plain `&mut` (DESIGN decision 3).
 //!
-//! What every packet touches is one cache line. What only some packets or some SAs need is in [`Rest`], elsewhere.
+//! What every packet changes is one cache line; the one behind it has what usual packets ask of the configuration, ready
+//! to be compared or written. What only some packets or some SAs need is in [`Rest`], elsewhere.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use postern_contract::sa::Lifetime;
+use postern_contract::sa::{DfPolicy, DscpPolicy, Lifetime};
+use postern_wire::ids::Protocol;
+use postern_wire::{checksum, esp, ip4, udp};
 
 use crate::crypto::SequenceCounter;
-use crate::sad::config::SaShared;
+use crate::fib::ExitName;
+use crate::sad::config::{SaKey, SaShared};
 use crate::sad::lifetime::{LifetimeEvent, LifetimeState};
 use crate::sad::replay::ReplayWindow;
 use crate::sad::slab::Slab;
+use crate::selectors::V4;
 
 /// No linked SA.
 pub const NO_LINK: u32 = u32::MAX;
@@ -33,9 +38,9 @@ impl Traffic {
     }
 }
 
-/// An inbound SA in its worker's hands.
+/// An inbound SA in its worker's hands. The fields are in the order in which they lie in memory.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Inbound {
     /// The configuration half.
     pub config: Arc<SaShared>,
@@ -51,11 +56,13 @@ pub struct Inbound {
     pub stopped: bool,
     /// The peer is not at the address that it was installed with, but at the one in [`Rest`].
     moved: bool,
+    /// What usual packets are held against.
+    pub expected: Expected,
 }
 
-/// An outbound SA in its worker's hands.
+/// An outbound SA in its worker's hands. The fields are in the order in which they lie in memory.
 #[derive(Debug)]
-#[repr(align(64))]
+#[repr(C, align(64))]
 pub struct Outbound {
     /// The configuration half.
     pub config: Arc<SaShared>,
@@ -75,9 +82,189 @@ pub struct Outbound {
     pub reserving: bool,
     /// The peer is not at the address that it was installed with, but at the one in [`Rest`].
     moved: bool,
+    /// What the headers of usual packets are made of.
+    pub template: Template,
 }
 
-const _: () = assert!(size_of::<Option<Inbound>>() == 64 && size_of::<Option<Outbound>>() == 64);
+const _: () = assert!(size_of::<Option<Inbound>>() == 128 && size_of::<Option<Outbound>>() == 128);
+const _: () = assert!(std::mem::offset_of!(Inbound, expected) == 64);
+const _: () = assert!(std::mem::offset_of!(Outbound, template) == 64);
+
+/// What a usual inbound packet is held against: of a plain SA with one selector of IPv4 addresses, with a peer on IPv4,
+/// and without limits of packets or bytes.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Expected {
+    /// What decrypted packets must match.
+    pub selector: V4,
+    /// The peer's address.
+    pub peer: u32,
+    /// Whether there are usual packets at all.
+    pub usable: bool,
+    /// 64-bit sequence numbers.
+    pub esn: bool,
+    /// MOB-2.
+    pub follow: bool,
+    /// In UDP.
+    pub encapsulated: bool,
+    /// Bytes of ESP header and IV.
+    pub front: u8,
+    /// Bytes of the ICV.
+    pub icv_len: u8,
+}
+
+impl Expected {
+    const NOTHING: Self = Self {
+        selector: V4::NOTHING,
+        peer: 0,
+        usable: false,
+        esn: false,
+        follow: false,
+        encapsulated: false,
+        front: 0,
+        icv_len: 0,
+    };
+
+    fn new(config: &SaShared, peer: IpAddr) -> Self {
+        let (SaKey::Esp(key), IpAddr::V4(peer), Some(selector)) = (&config.key, peer, config.selector())
+        else {
+            return Self::NOTHING;
+        };
+        let layout = key.layout();
+        let Ok(header) = u8::try_from(esp::HEADER_LEN) else { return Self::NOTHING };
+        Self {
+            selector,
+            peer: peer.to_bits(),
+            usable: config.is_plain() && !config.is_metered(),
+            esn: config.esn,
+            follow: config.follow_peer,
+            encapsulated: config.encap.is_some(),
+            front: header + layout.iv_len,
+            icv_len: layout.icv_len,
+        }
+    }
+}
+
+/// Bytes of the longest outer headers up to the SPI: IPv4, UDP, SPI.
+pub const HEAD: usize = ip4::MIN_LEN + udp::LEN + 4;
+
+/// TTL and hop limit of outer headers (RFC 1700's default; RFC 4301 section 5.1.2 leaves it to configuration).
+pub const OUTER_TTL: u8 = 64;
+
+/// What usual outbound packets get: of a plain SA over IPv4 without limits of packets or bytes.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Template {
+    /// The headers up to the SPI, in which TOS, lengths, identification, flags and checksum are zero; zeros behind.
+    pub head: [u8; HEAD],
+    /// How packets to the peer left last.
+    pub exit: ExitName,
+    /// Sum of the IPv4 header.
+    pub sum: u16,
+    /// The configured limit of outer packets in bytes; `u16::MAX` without one.
+    pub mtu: u16,
+    /// Whether there are usual packets at all.
+    pub usable: bool,
+    /// 64-bit sequence numbers.
+    pub esn: bool,
+    /// Offset of the ESP header.
+    pub at: u8,
+    /// Bytes of the IV.
+    pub iv_len: u8,
+    /// Bytes of the ICV.
+    pub icv_len: u8,
+    /// The block less one.
+    pub block_mask: u8,
+    /// The bits of the inner TOS that are copied, and those that are set.
+    pub tos: (u8, u8),
+    /// What becomes of the inner DF.
+    pub df: DfPolicy,
+}
+
+impl Template {
+    const NOTHING: Self = Self {
+        head: [0; HEAD],
+        exit: ExitName::NONE,
+        sum: 0,
+        mtu: 0,
+        usable: false,
+        esn: false,
+        at: 0,
+        iv_len: 0,
+        icv_len: 0,
+        block_mask: 0,
+        tos: (0, 0),
+        df: DfPolicy::Clear,
+    };
+
+    fn new(config: &SaShared, peer: IpAddr, peer_port: u16) -> Self {
+        Self::make(config, peer, peer_port).unwrap_or(Self::NOTHING)
+    }
+
+    fn make(config: &SaShared, peer: IpAddr, peer_port: u16) -> Option<Self> {
+        const ECN: u8 = 0b11;
+        let (SaKey::Esp(key), IpAddr::V4(source), IpAddr::V4(destination)) =
+            (&config.key, config.local, peer)
+        else {
+            return None;
+        };
+        let mut head = [0; HEAD];
+        let protocol = if config.encap.is_some() { Protocol::UDP } else { Protocol::ESP };
+        let header = ip4::Header {
+            source,
+            destination,
+            protocol,
+            ttl: OUTER_TTL,
+            tos: 0,
+            id: 0,
+            dont_fragment: false,
+        };
+        header.emit(&mut head, 0)?;
+        let (ip, rest) = head.split_first_chunk_mut::<{ ip4::MIN_LEN }>()?;
+        crate::header::put(ip, 2, [0; 2]);
+        crate::header::put(ip, 10, [0; 2]);
+        let sum = checksum::fold(checksum::sum(ip));
+        let mut at = 0;
+        if let Some(encap) = config.encap {
+            let header = udp::Header {
+                source_port: encap.local_port,
+                destination_port: peer_port,
+                length: 0,
+                checksum: 0,
+            };
+            header.emit(rest)?;
+            at = udp::LEN;
+        }
+        crate::header::put(rest, at, config.spi.on_wire.0.to_be_bytes());
+        let layout = key.layout();
+        let ecn = if config.path.ecn { ECN } else { 0 };
+        Some(Self {
+            head,
+            exit: ExitName::NONE,
+            sum,
+            mtu: config.path.mtu.unwrap_or(u16::MAX),
+            // Without an IV the zeros behind the SPI would reach into the packet.
+            usable: config.is_plain() && !config.is_metered() && layout.iv_len >= 8,
+            esn: config.esn,
+            at: u8::try_from(ip4::MIN_LEN + at).ok()?,
+            iv_len: layout.iv_len,
+            icv_len: layout.icv_len,
+            block_mask: layout.block.checked_sub(1)?,
+            tos: match config.path.dscp {
+                DscpPolicy::Copy => (!ECN | ecn, 0),
+                DscpPolicy::Fixed(dscp) => (ecn, dscp << 2),
+            },
+            df: config.path.df,
+        })
+    }
+
+    /// The peer.
+    #[inline]
+    pub fn peer(&self) -> Ipv4Addr {
+        let [.., a, b, c, d] = *self.head.first_chunk::<{ ip4::MIN_LEN }>().unwrap_or(&[0; ip4::MIN_LEN]);
+        Ipv4Addr::new(a, b, c, d)
+    }
+}
 
 /// What packets of an SA need only sometimes.
 #[derive(Debug)]
@@ -104,8 +291,14 @@ impl Inbound {
             peer_port: config.encap.map_or(0, |encap| encap.remote_port),
             stopped: false,
             moved: false,
+            expected: Expected::new(&config, config.remote),
             config,
         }
+    }
+
+    /// The peer is there now, or the configuration is another one.
+    fn changed(&mut self, peer: IpAddr) {
+        self.expected = Expected::new(&self.config, peer);
     }
 }
 
@@ -121,8 +314,18 @@ impl Outbound {
             stopped: false,
             reserving: false,
             moved: false,
+            template: Template::new(
+                &config,
+                config.remote,
+                config.encap.map_or(0, |encap| encap.remote_port),
+            ),
             config,
         }
+    }
+
+    /// The peer is there now, or the configuration is another one.
+    fn changed(&mut self, peer: IpAddr) {
+        self.template = Template::new(&self.config, peer, self.peer_port);
     }
 }
 
@@ -169,6 +372,7 @@ macro_rules! with_a_peer {
                     sa.moved = address != sa.config.remote;
                     rest.moved_to = address;
                     sa.peer_port = port.unwrap_or(sa.peer_port);
+                    sa.changed(address);
                 }
             }
 

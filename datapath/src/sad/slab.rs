@@ -18,8 +18,19 @@ pub struct Slab<T, R> {
 
 #[derive(Debug)]
 struct Page<T, R> {
-    objects: Box<[Option<T>]>,
-    rests: Box<[Option<R>]>,
+    objects: Box<[Option<T>; PAGE]>,
+    rests: Box<[Option<R>; PAGE]>,
+}
+
+/// Made where it stays, not on the stack.
+#[expect(clippy::unnecessary_box_returns, reason = "too large to be moved")]
+fn empty<T>() -> Box<[Option<T>; PAGE]> {
+    let page: Box<[Option<T>]> = (0..PAGE).map(|_| None).collect();
+    match page.try_into() {
+        Ok(page) => page,
+        // Not reached: it has that length.
+        Err(_) => Box::new([const { None }; PAGE]),
+    }
 }
 
 impl<T, R> Default for Slab<T, R> {
@@ -85,8 +96,7 @@ impl<T, R> Slab<T, R> {
     pub fn put(&mut self, index: u32, object: T, rest: R) -> Option<(T, R)> {
         let (page, row) = place(index);
         while self.pages.len() <= page {
-            let objects = (0..PAGE).map(|_| None).collect();
-            self.pages.push(Page { objects, rests: (0..PAGE).map(|_| None).collect() });
+            self.pages.push(Page { objects: empty(), rests: empty() });
         }
         let Page { objects, rests } = self.pages.get_mut(page)?;
         let old = objects.get_mut(row)?.replace(object).zip(rests.get_mut(row)?.replace(rest));
