@@ -7,20 +7,31 @@
 //! On an *inside* interface unicast packets are redirected whose destination, and where its entry says so whose source,
 //! a policy protects. This host's addresses, multicast, broadcast and link-local destinations pass.
 //!
+//! What a blind relay translates is translated here and sent on, where a [`Rule`] and a next hop are known for it
+//! (RLY-1); a packet that is not usual goes to a worker like any IPsec, which counts what is wrong with it. Nothing is
+//! dropped for the relay here.
+//!
 //! An interface with both roles looks for IPsec first. A packet to be redirected whose queue has no socket passes,
 //! counted: while no worker runs the host behaves as if the program were not there.
 #![no_std]
 #![no_main]
 
+mod bench;
+
 use core::hint::black_box;
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, XskMap};
+use aya_ebpf::maps::{Array, DevMap, HashMap, LpmTrie, PerCpuArray, XskMap};
 use aya_ebpf::programs::XdpContext;
-use postern_steer_maps::{MAX_LOCAL, MAX_PREFIXES, MAX_QUEUES, Prefix, Settings, VERDICT_COUNT, Verdict};
+use postern_steer_maps::{
+    Hop, MAX_HOPS, MAX_LOCAL, MAX_PORTS, MAX_PREFIXES, MAX_QUEUES, Prefix, Relay, RelayKey, Settings, Traffic,
+    VERDICT_COUNT, Verdict,
+};
 use postern_wire::steer::{Bytes, Class, Classified, Link, classify};
+use postern_wire::translate::{Address, BytesMut, Kind, Place};
 
 #[map]
 static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
@@ -40,6 +51,21 @@ static SOURCES_V4: LpmTrie<[u8; 4], Prefix> = LpmTrie::with_max_entries(MAX_PREF
 static SOURCES_V6: LpmTrie<[u8; 16], Prefix> = LpmTrie::with_max_entries(MAX_PREFIXES, 0);
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(VERDICT_COUNT, 0);
+// The loader says how many entries there are.
+#[map]
+static RELAY_V4: HashMap<RelayKey<[u8; 4]>, Relay<[u8; 4]>> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+static RELAY_V6: HashMap<RelayKey<[u8; 16]>, Relay<[u8; 16]>> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+#[map]
+static RELAY_TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static RELAY_HOPS: Array<Hop> = Array::with_max_entries(MAX_HOPS, 0);
+#[map]
+static RELAY_USED: Array<u32> = Array::with_max_entries(MAX_HOPS, 0);
+#[map]
+static RELAY_PORTS: DevMap = DevMap::with_max_entries(MAX_PORTS, 0);
+#[map]
+static RELAY_SENT: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(MAX_PORTS, 0);
 
 /// The frame between the two pointers that the verifier follows.
 struct Packet {
@@ -84,6 +110,24 @@ impl Bytes for Packet {
     }
 }
 
+impl BytesMut for Packet {
+    #[inline(always)]
+    fn array<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        Self::array(self, at)
+    }
+
+    #[inline(always)]
+    fn put<const N: usize>(&mut self, at: usize, value: [u8; N]) -> Option<()> {
+        let to = self.start + at;
+        if to + N > self.end {
+            return None;
+        }
+        // SAFETY: to..to + N lies inside the frame, which this program alone has; byte arrays have no alignment.
+        unsafe { *(to as *mut [u8; N]) = value };
+        Some(())
+    }
+}
+
 /// Entry point.
 #[xdp]
 pub fn postern_steer(ctx: XdpContext) -> u32 {
@@ -92,9 +136,24 @@ pub fn postern_steer(ctx: XdpContext) -> u32 {
     };
     // Where the optimiser knows that `start` fits 32 bits it turns `start + 1 > end` into `start >= end`, from which the
     // verifier does not learn that one byte may be read.
-    let packet = Packet { start: black_box(ctx.data()), end: ctx.data_end() };
-    let verdict = decide(&packet, settings);
+    let mut packet = Packet { start: black_box(ctx.data()), end: ctx.data_end() };
+    let found = classify(&packet, Link::Ethernet);
+    let mut verdict = decide(&packet, &found, settings);
+    let mut sent = None;
+    if settings.flags & Settings::RELAY != 0
+        && matches!(verdict, Verdict::Esp | Verdict::EspInUdp | Verdict::Ah)
+    {
+        sent = if found.v6 {
+            relay(&mut packet, &found, settings, &RELAY_V6)
+        } else {
+            relay(&mut packet, &found, settings, &RELAY_V4)
+        };
+        if sent.is_some() {
+            verdict = Verdict::Relayed;
+        }
+    }
     let (verdict, action) = match verdict {
+        Verdict::Relayed => (verdict, sent.unwrap_or(XDP_PASS)),
         Verdict::Esp | Verdict::EspInUdp | Verdict::Ah | Verdict::Protected => {
             match SOCKETS.redirect(ctx.rx_queue_index(), u64::from(XDP_PASS)) {
                 Ok(action) => (verdict, action),
@@ -114,8 +173,7 @@ pub fn postern_steer(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn decide(packet: &Packet, settings: &Settings) -> Verdict {
-    let found = classify(packet, Link::Ethernet);
+fn decide(packet: &Packet, found: &Classified, settings: &Settings) -> Verdict {
     match found.class {
         Class::NotIp => return Verdict::NotIpPassed,
         Class::Malformed => return Verdict::MalformedPassed,
@@ -140,7 +198,7 @@ fn decide(packet: &Packet, settings: &Settings) -> Verdict {
             _ => Verdict::Passed,
         };
         if !matches!(verdict, Verdict::Passed) {
-            if settings.flags & Settings::LOCAL_ONLY == 0 || is_local(packet, &found) {
+            if settings.flags & Settings::LOCAL_ONLY == 0 || is_local(packet, found) {
                 return verdict;
             }
             if settings.flags & Settings::INSIDE == 0 {
@@ -148,10 +206,62 @@ fn decide(packet: &Packet, settings: &Settings) -> Verdict {
             }
         }
     }
-    if settings.flags & Settings::INSIDE != 0 && is_protected(packet, &found) {
+    if settings.flags & Settings::INSIDE != 0 && is_protected(packet, found) {
         return Verdict::Protected;
     }
     if overgrown { Verdict::ExtensionHeadersPassed } else { Verdict::Passed }
+}
+
+/// Translates a packet and says how it leaves; `None`, and the packet as it was, if that is for a worker to do.
+#[inline(always)]
+fn relay<A: Address>(
+    packet: &mut Packet,
+    found: &Classified,
+    settings: &Settings,
+    table: &HashMap<RelayKey<A>, Relay<A>>,
+) -> Option<u32> {
+    let kind = Kind::of(found.class)?;
+    let Place { destination, spi, length } = Place::<A>::of(packet, found, kind)?;
+    let known = table.get_ptr(RelayKey { destination, spi, kind: kind as u32 })?;
+    // SAFETY: the kernel frees an element no earlier than this program has ended.
+    let Relay { rule, hop: index, slot } = unsafe { &*known };
+    let hop = RELAY_HOPS.get(*index)?;
+    if u32::from(length) > hop.mtu {
+        return None;
+    }
+    // Before anything is written: only here can the port turn out to be missing. What is chosen counts only if this
+    // program ends with XDP_REDIRECT, and no other choice follows.
+    let action = if hop.port == u32::from(settings.port) {
+        XDP_TX
+    } else {
+        RELAY_PORTS.redirect(hop.port, u64::from(XDP_PASS)).ok()?
+    };
+    rule.apply(packet, kind)?;
+    packet.put(0, hop.destination)?;
+    packet.put(6, hop.source)?;
+    let bytes = u64::from(length);
+    count(&RELAY_TRAFFIC, *slot, bytes);
+    count(&RELAY_SENT, hop.port, bytes + LINK_HEADER);
+    if let Some(used) = RELAY_USED.get_ptr_mut(*index) {
+        // SAFETY: an aligned word; whoever writes it writes the same. Looked at first, so that it stays in all caches.
+        unsafe {
+            if *used == 0 {
+                *used = 1;
+            }
+        }
+    }
+    Some(action)
+}
+
+#[inline(always)]
+fn count(cells: &PerCpuArray<Traffic>, index: u32, bytes: u64) {
+    if let Some(cell) = cells.get_ptr_mut(index) {
+        // SAFETY: this processor's own cell; the program is not preempted by itself.
+        unsafe {
+            (*cell).packets += 1;
+            (*cell).bytes += bytes;
+        }
+    }
 }
 
 /// Whether the frame was sent to this interface alone.
@@ -171,6 +281,8 @@ const IP6_DESTINATION: usize = 24;
 /// Offset of the IP header, the only one that [`classify`] answers for [`Link::Ethernet`]. A constant, since the
 /// verifier need not follow a variable then.
 const NETWORK: usize = 14;
+/// The same, in bytes that are counted.
+const LINK_HEADER: u64 = 14;
 
 #[inline(always)]
 fn is_local(packet: &Packet, found: &Classified) -> bool {

@@ -27,6 +27,7 @@ pub mod ip6;
 pub mod natt;
 pub mod steer;
 pub mod tcp;
+pub mod translate;
 pub mod udp;
 
 /// Why bytes are not the packet they should be.

@@ -8,10 +8,18 @@
 //! addresses are byte arrays in network order.
 #![no_std]
 
+use postern_wire::translate::Rule;
+
 /// Names of the maps, as the program declares them.
 pub mod name {
     /// The XDP program.
     pub const PROGRAM: &str = "postern_steer";
+    /// The relay bench's generator.
+    pub const BENCH_SEND: &str = "bench_send";
+    /// The relay bench's receiver.
+    pub const BENCH_SINK: &str = "bench_sink";
+    /// What its frames begin with: [`BENCH_HEAD_LEN`](super::BENCH_HEAD_LEN) bytes.
+    pub const BENCH_HEAD: &str = "BENCH_HEAD";
     /// One [`Settings`](super::Settings) at index 0.
     pub const SETTINGS: &str = "SETTINGS";
     /// AF_XDP sockets by receive queue.
@@ -30,6 +38,20 @@ pub mod name {
     pub const SOURCES_V6: &str = "SOURCES_V6";
     /// Packets per verdict, a `u64` per processor at [`Verdict::index`](super::Verdict::index).
     pub const COUNTERS: &str = "COUNTERS";
+    /// Translations of a blind relay: [`RelayKey`](super::RelayKey) to [`Relay`](super::Relay), for IPv4.
+    pub const RELAY_V4: &str = "RELAY_V4";
+    /// The same for IPv6.
+    pub const RELAY_V6: &str = "RELAY_V6";
+    /// Where translated packets go: [`Hop`](super::Hop) by [`Relay::hop`](super::Relay::hop).
+    pub const RELAY_HOPS: &str = "RELAY_HOPS";
+    /// By hop: not zero where a packet went there since user space looked last.
+    pub const RELAY_USED: &str = "RELAY_USED";
+    /// Interfaces that translated packets leave by, by port.
+    pub const RELAY_PORTS: &str = "RELAY_PORTS";
+    /// What was translated: [`Traffic`](super::Traffic) per processor by [`Relay::slot`](super::Relay::slot).
+    pub const RELAY_TRAFFIC: &str = "RELAY_TRAFFIC";
+    /// What was translated: frames by the port that they left by, a [`Traffic`](super::Traffic) per processor.
+    pub const RELAY_SENT: &str = "RELAY_SENT";
 }
 
 /// Receive queues of one interface that can have a socket.
@@ -38,6 +60,12 @@ pub const MAX_QUEUES: u32 = 1024;
 pub const MAX_LOCAL: u32 = 4096;
 /// Prefixes in each of the four tries. Entries are allocated as they come.
 pub const MAX_PREFIXES: u32 = 1 << 20;
+/// Ports that translated packets can leave by.
+pub const MAX_PORTS: u32 = 64;
+/// Next hops of translated packets.
+pub const MAX_HOPS: u32 = 4096;
+/// Bytes at the front of the bench's frames that are written anew each time.
+pub const BENCH_HEAD_LEN: usize = 48;
 
 /// What the program does on its interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,8 +75,8 @@ pub struct Settings {
     pub flags: u32,
     /// With [`Settings::CHECK_MAC`]: the interface's address.
     pub mac: [u8; 6],
-    /// Zero: the record has no padding.
-    pub reserved: [u8; 2],
+    /// This interface's own number among the ports.
+    pub port: u16,
 }
 
 impl Settings {
@@ -62,6 +90,8 @@ impl Settings {
     pub const LOCAL_ONLY: u32 = 8;
     /// Only frames for `mac` are redirected: in promiscuous mode the others are seen too.
     pub const CHECK_MAC: u32 = 16;
+    /// Packets that a translation is known for are translated here (RLY-1).
+    pub const RELAY: u32 = 32;
 }
 
 /// What is known of a prefix of destinations or sources. The longest prefix decides.
@@ -85,6 +115,54 @@ impl Prefix {
     pub const fn has(self, flags: u32) -> bool {
         self.flags & flags == flags
     }
+}
+
+/// What a translation is found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct RelayKey<A> {
+    /// The relay's address.
+    pub destination: A,
+    /// SPI of the outermost IPsec header.
+    pub spi: [u8; 4],
+    /// A [`Kind`](postern_wire::translate::Kind) as a number.
+    pub kind: u32,
+}
+
+/// One direction of a translation entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Relay<A> {
+    /// What is checked and written.
+    pub rule: Rule<A>,
+    /// Where the packets go next.
+    pub hop: u32,
+    /// Where they are counted.
+    pub slot: u32,
+}
+
+/// A next hop. One that is in use never changes: translations are led to another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Hop {
+    /// The port that leads there.
+    pub port: u32,
+    /// Largest IP packet in bytes.
+    pub mtu: u32,
+    /// The hop's link-layer address.
+    pub destination: [u8; 6],
+    /// The port's link-layer address.
+    pub source: [u8; 6],
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
 }
 
 macro_rules! verdicts {
@@ -136,6 +214,8 @@ verdicts! {
     NoSocket = "no_socket",
     /// Cleartext that a policy protects, but its receive queue has no socket: dropped, for the kernel would forward it as it is.
     ProtectedDropped = "protected_dropped",
+    /// IPsec that a relay translates, translated here and sent on.
+    Relayed = "relayed",
 }
 
 impl Verdict {
@@ -150,9 +230,13 @@ const _: () = {
     assert!(size_of::<Settings>() == 12 && align_of::<Settings>() == 4);
     assert!(core::mem::offset_of!(Settings, flags) == 0);
     assert!(core::mem::offset_of!(Settings, mac) == 4);
-    assert!(core::mem::offset_of!(Settings, reserved) == 10);
+    assert!(core::mem::offset_of!(Settings, port) == 10);
     assert!(size_of::<Prefix>() == 4 && align_of::<Prefix>() == 4);
     assert!(core::mem::offset_of!(Prefix, flags) == 0);
+    assert!(size_of::<RelayKey<[u8; 4]>>() == 12 && size_of::<RelayKey<[u8; 16]>>() == 24);
+    assert!(size_of::<Relay<[u8; 4]>>() == 36 + 8 && size_of::<Relay<[u8; 16]>>() == 72 + 8);
+    assert!(size_of::<Hop>() == 20 && align_of::<Hop>() == 4);
+    assert!(size_of::<Traffic>() == 16);
 };
 
 #[cfg(feature = "aya")]
@@ -161,6 +245,24 @@ unsafe impl aya::Pod for Settings {}
 #[cfg(feature = "aya")]
 // SAFETY: as for `Settings`.
 unsafe impl aya::Pod for Prefix {}
+#[cfg(feature = "aya")]
+// SAFETY: as for `Settings`.
+unsafe impl aya::Pod for RelayKey<[u8; 4]> {}
+#[cfg(feature = "aya")]
+// SAFETY: as for `Settings`.
+unsafe impl aya::Pod for RelayKey<[u8; 16]> {}
+#[cfg(feature = "aya")]
+// SAFETY: as for `Settings`; the size of `Rule` is asserted where it is declared.
+unsafe impl aya::Pod for Relay<[u8; 4]> {}
+#[cfg(feature = "aya")]
+// SAFETY: as for `Settings`; the size of `Rule` is asserted where it is declared.
+unsafe impl aya::Pod for Relay<[u8; 16]> {}
+#[cfg(feature = "aya")]
+// SAFETY: as for `Settings`.
+unsafe impl aya::Pod for Hop {}
+#[cfg(feature = "aya")]
+// SAFETY: as for `Settings`.
+unsafe impl aya::Pod for Traffic {}
 
 #[cfg(test)]
 mod tests {
