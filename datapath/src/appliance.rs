@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, unbounded};
-use postern_contract::settings::{DatapathSettings, InterfaceSettings, PortKind, Role};
+use postern_contract::settings::{DatapathSettings, InterfaceSettings, PortKind, RelayPath, Role};
 use postern_wire::ether::Mac;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -24,7 +24,8 @@ use crate::port::{LinkKind, Port};
 use crate::publish::Publisher;
 use crate::reserve::{Ledger, LedgerError};
 use crate::sad::lookup::Handle;
-use crate::steer::{Steer, SteerError};
+use crate::shortcut::Shortcut;
+use crate::steer::{RelayRoom, Steer, SteerError};
 use crate::worker::{Clock, Worker};
 
 const DEFAULT_TUN_MTU: u16 = 1400;
@@ -99,6 +100,8 @@ pub struct Appliance {
     pub fibs: Receiver<Arc<Fib>>,
     /// XDP programs, one an interface.
     pub steers: Vec<(Steer, Role)>,
+    /// The relay in the XDP programs.
+    pub shortcut: Shortcut,
     /// Interfaces in the order of their ports.
     pub attachments: Vec<Attachment>,
     /// The clock that workers use.
@@ -117,6 +120,14 @@ struct Opened {
     steer: Option<Steer>,
     attachment: Attachment,
     index: Option<u32>,
+}
+
+/// What the relay in XDP is opened with; nothing where packets have to leave by raw sockets, which workers do.
+fn relay_room(settings: &DatapathSettings, port: usize) -> Option<RelayRoom> {
+    let sockets = settings.interfaces.iter().any(|interface| interface.port == PortKind::Socket);
+    let wanted = settings.relay == RelayPath::Xdp && !sockets;
+    let port = PortIndex(u16::try_from(port).ok()?);
+    wanted.then_some(RelayRoom { port, entries: settings.relay_entries })
 }
 
 impl Appliance {
@@ -140,8 +151,8 @@ impl Appliance {
         }
         let umem = Umem::new(arena.clone());
         let mut opened = Vec::new();
-        for interface in &settings.interfaces {
-            opened.push(open(settings, interface, &umem, workers)?);
+        for (port, interface) in settings.interfaces.iter().enumerate() {
+            opened.push(open(settings, interface, &umem, workers, relay_room(settings, port))?);
         }
         let indices = opened
             .iter()
@@ -170,6 +181,7 @@ impl Appliance {
         for (steer, _) in &mut steers {
             steer.set_local(fib.local_addresses())?;
         }
+        let shortcut = Shortcut::new(settings, Arc::clone(&fib), follower.resolver());
         let Assembly { publisher, workers, bell } = assemble(Parts {
             arena,
             frames,
@@ -189,6 +201,7 @@ impl Appliance {
             bell,
             fibs,
             steers,
+            shortcut,
             attachments,
             clock,
             stop,
@@ -277,9 +290,10 @@ fn open(
     interface: &InterfaceSettings,
     umem: &Umem,
     workers: usize,
+    relay: Option<RelayRoom>,
 ) -> Result<Opened, StartError> {
     match interface.port {
-        PortKind::Xsk => open_xsk(settings, interface, umem, workers),
+        PortKind::Xsk => open_xsk(settings, interface, umem, workers, relay),
         PortKind::Tun => {
             let port = TunPort::create(&interface.name, interface.mtu.unwrap_or(DEFAULT_TUN_MTU))
                 .map_err(StartError::Tun)?;
@@ -316,12 +330,13 @@ fn open_xsk(
     interface: &InterfaceSettings,
     umem: &Umem,
     workers: usize,
+    relay: Option<RelayRoom>,
 ) -> Result<Opened, StartError> {
     let device = Netdev::query(&interface.name).map_err(StartError::Interface)?;
     if !device.up {
         return Err(StartError::Down(device.name));
     }
-    let mut steer = Steer::attach(interface, settings.fragments)?;
+    let mut steer = Steer::attach(interface, settings.fragments, relay)?;
     let queues = usize::try_from(device.queues).unwrap_or(1);
     if queues > workers {
         tracing::warn!(

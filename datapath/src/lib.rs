@@ -28,6 +28,7 @@ pub mod reserve;
 pub mod sad;
 pub mod selectors;
 pub mod serve;
+pub mod shortcut;
 pub mod spd;
 pub mod steer;
 pub mod testbed;

@@ -113,6 +113,8 @@ pub struct Publisher {
     users: BTreeSet<(SaId, PolicyId)>,
     relays: BTreeMap<RelayId, RelayEntry>,
     relay_keys: HashMap<(IpsecProtocol, Spi, std::net::IpAddr), RelayId>,
+    /// Entries that were put or removed since the XDP programs were told.
+    relays_changed: BTreeSet<RelayId>,
     /// How many entries take packets with an SPI, at whatever address: SAs are found without one.
     relay_spis: HashMap<(IpsecProtocol, Spi), u32>,
     /// Seconds at which time limits are reached, also of SAs that are gone or have other limits by now.
@@ -150,6 +152,7 @@ impl Publisher {
             users: BTreeSet::new(),
             relays: BTreeMap::new(),
             relay_keys: HashMap::new(),
+            relays_changed: BTreeSet::new(),
             relay_spis: HashMap::new(),
             deadlines: BTreeSet::new(),
             windows: Windows::default(),
@@ -181,6 +184,12 @@ impl Publisher {
     /// What changed for the XDP program since the last call.
     pub fn steer_changes(&mut self) -> SteerChanges {
         std::mem::take(&mut self.steer)
+    }
+
+    /// Relay entries that are others since the last call, and those that are gone (`None`).
+    pub fn relay_changes(&mut self) -> Vec<(RelayId, Option<RelayEntry>)> {
+        let changed = std::mem::take(&mut self.relays_changed);
+        changed.into_iter().map(|id| (id, self.relays.get(&id).copied())).collect()
     }
 
     /// Events since the last call.

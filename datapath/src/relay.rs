@@ -3,6 +3,7 @@
 //! No crypto stage is reachable from here, and nothing in an entry could feed one. A packet keeps its length, unless
 //! the two sides differ in UDP encapsulation (RLY-11).
 
+pub mod express;
 mod ways;
 
 use std::net::IpAddr;
@@ -13,7 +14,7 @@ use postern_contract::counters::{DropReason, RelayCounters};
 use postern_contract::relay::{Partition, RelayEntry, RelayId};
 use postern_contract::sa::{IpsecProtocol, UdpEncap};
 use postern_wire::ids::{Protocol, Spi};
-use postern_wire::{ah, esp, ether, udp};
+use postern_wire::{ah, checksum, esp, ether, udp};
 
 use crate::core::Core;
 use crate::egress;
@@ -313,7 +314,9 @@ fn rewrite(
     }
     let moved = match (from.encap, to.encap) {
         (None, None) => return Ok(()),
-        (Some(_), Some(_)) => Some(()),
+        (Some(_), Some(encap)) => {
+            return readdress_udp(packet, ip_len, encap, from, to).ok_or(DropReason::Malformed);
+        }
         (Some(_), None) => {
             let next = header::next_header_at(packet);
             packet.copy_within(..ip_len, udp::LEN);
@@ -347,6 +350,40 @@ fn put_spi(
     let pair = pair.ok_or(DropReason::BundleMissing)?;
     header::put(packet, at, pair.from_relay.0.to_be_bytes());
     Ok(())
+}
+
+/// Gives a datagram that stays one the other side's ports. Over IPv6 its checksum follows, so that one that was wrong is
+/// not made right on the way; one that is missing (RFC 6935) is computed.
+fn readdress_udp(
+    packet: &mut [u8],
+    at: usize,
+    encap: UdpEncap,
+    from: &Partition,
+    to: &Partition,
+) -> Option<()> {
+    let check = header::get_u16(packet, at + 6)?;
+    if check == 0 || from.relay.is_ipv4() {
+        return put_udp(packet, at, encap, to);
+    }
+    let words = |address: IpAddr| match address {
+        IpAddr::V4(address) => checksum::sum(&address.octets()),
+        IpAddr::V6(address) => checksum::sum(&address.octets()),
+    };
+    let spi = |spi: Option<Spi>| checksum::sum(&spi.unwrap_or(Spi(0)).0.to_be_bytes());
+    let old_ports = packet.get(at..at + 4).map(checksum::sum)?;
+    let old = words(from.peer) + words(from.relay) + old_ports + spi(from.esp.map(|pair| pair.to_relay));
+    let new = words(to.relay)
+        + words(to.peer)
+        + u64::from(encap.local_port)
+        + u64::from(encap.remote_port)
+        + spi(to.esp.map(|pair| pair.from_relay));
+    // RFC 1624 section 3, equation 3; the complement of a sum is that of its words, as 16-bit words are counted modulo
+    // 2^16 - 1.
+    let check = checksum::finish(u64::from(!check) + u64::from(!checksum::fold(old)) + new);
+    header::put(packet, at, encap.local_port.to_be_bytes());
+    header::put(packet, at + 2, encap.remote_port.to_be_bytes());
+    header::put(packet, at + 6, if check == 0 { 0xffff } else { check }.to_be_bytes());
+    Some(())
 }
 
 fn put_udp(packet: &mut [u8], at: usize, encap: UdpEncap, to: &Partition) -> Option<()> {

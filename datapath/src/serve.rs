@@ -107,6 +107,8 @@ impl Server {
             self.requests();
             self.follow_routes();
             let now = self.now();
+            let Appliance { shortcut, steers, .. } = &mut self.appliance;
+            shortcut.tick(steers, now);
             self.appliance.publisher.collect();
             self.appliance.publisher.tick(now);
             self.pass_events();
@@ -223,6 +225,9 @@ impl Server {
 
     /// Tells the XDP programs of inside interfaces which destinations are protected now.
     fn steer(&mut self) {
+        let now = self.now();
+        let Appliance { publisher, shortcut, steers, .. } = &mut self.appliance;
+        shortcut.follow_entries(&publisher.relay_changes(), steers, now);
         let changes = self.appliance.publisher.steer_changes();
         for (steer, role) in &mut self.appliance.steers {
             if !role.is_inside() {
@@ -256,7 +261,13 @@ impl Server {
                 }
                 Reply::Hello { version: VERSION, instance: self.instance, pid: std::process::id() }
             }
-            Request::Inventory { after } => Reply::Inventory(self.appliance.publisher.page(*after)),
+            Request::Inventory { after } => {
+                let mut page = self.appliance.publisher.page(*after);
+                for report in &mut page.relays {
+                    self.appliance.shortcut.count(report, &self.appliance.steers);
+                }
+                Reply::Inventory(page)
+            }
             Request::Sa(id) => Reply::Sa(self.appliance.publisher.sa(*id)),
             Request::Status => Reply::Status(self.status()),
             Request::Latency => Reply::Latency(self.latency()),
@@ -273,11 +284,18 @@ impl Server {
         let appliance = &mut self.appliance;
         let (sas, policies, relays) = appliance.publisher.counts();
         let attachments = &appliance.attachments;
+        let mut in_xdp: Vec<_> =
+            (0..attachments.len()).map(|port| appliance.shortcut.of_port(port, &appliance.steers)).collect();
         let workers = appliance.publisher.workers().iter().enumerate().map(|(number, link)| {
             let cells = &link.cells;
-            let ports = attachments.iter().zip(cells.ports.iter()).filter_map(|(attachment, cells)| {
+            let ports = attachments.iter().zip(cells.ports.iter()).zip(&mut in_xdp);
+            let ports = ports.filter_map(|((attachment, cells), in_xdp)| {
                 let attached = attachment.by_worker.get(number).cloned().flatten();
-                let counters = cells.snapshot();
+                let mut counters = cells.snapshot();
+                if attached.is_some() {
+                    // The first queue's row has what XDP translated, on whatever queue.
+                    std::mem::take(in_xdp).add_to(&mut counters);
+                }
                 // A worker without a queue still counts frames that it got from others.
                 if attached.is_none() && counters == postern_contract::counters::PortCounters::default() {
                     return None;
@@ -311,6 +329,7 @@ impl Server {
             sas,
             policies,
             relays,
+            relays_in_xdp: appliance.shortcut.placed(),
             workers: workers.collect(),
             steer: steer.collect(),
         }
@@ -339,7 +358,10 @@ impl Server {
                 tracing::error!(interface = steer.interface(), %error, "cannot tell XDP this host's addresses");
             }
         }
-        self.appliance.publisher.set_fib(&Arc::clone(&fib));
+        let now = self.now();
+        let Appliance { shortcut, steers, .. } = &mut self.appliance;
+        shortcut.follow_routes(Arc::clone(&fib), steers, now);
+        self.appliance.publisher.set_fib(&fib);
     }
 
     fn pass_events(&mut self) {

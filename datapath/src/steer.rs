@@ -9,6 +9,9 @@
 //! once for each pair of prefixes that a policy protects, in any order and as often as policies come and go; uses
 //! are counted here. What is redirected is what a policy may protect, never less: the SPD has the last word.
 
+mod features;
+mod relay;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
@@ -28,6 +31,9 @@ use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp};
 use postern_contract::settings::{FragmentPolicy, InterfaceSettings, XdpMode};
 use postern_steer_maps::{MAX_QUEUES, Prefix, Settings, VERDICTS, name};
 use prefix_trie::joint::map::JointPrefixMap;
+
+use self::relay::RelayMaps;
+pub use self::relay::RelayRoom;
 
 /// The compiled XDP program. `ebpf/build` makes it; user space and program are always of one build.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!("../../ebpf/postern-steer.o");
@@ -113,6 +119,7 @@ pub struct Steer {
     index: u32,
     mode: &'static str,
     maps: Maps,
+    relay: RelayMaps,
     settings: Settings,
     local: Vec<IpAddr>,
     rules: Rules,
@@ -122,7 +129,7 @@ pub struct Steer {
 
 impl std::fmt::Debug for Steer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { interface, index, mode, maps: _, settings, local, rules: _, _link: _ } = self;
+        let Self { interface, index, mode, maps: _, relay: _, settings, local, rules: _, _link: _ } = self;
         f.debug_struct("Steer")
             .field("interface", interface)
             .field("index", index)
@@ -138,10 +145,21 @@ impl Steer {
     /// where the driver can, else generic.
     ///
     /// Where a Postern that was just killed still holds the interface, waits for it, up to three seconds.
-    pub fn attach(interface: &InterfaceSettings, fragments: FragmentPolicy) -> Result<Self, SteerError> {
+    ///
+    /// With `relay` the program of an outside interface translates packets itself, once it is told how
+    /// ([`Steer::apply_relay`]).
+    pub fn attach(
+        interface: &InterfaceSettings,
+        fragments: FragmentPolicy,
+        relay: Option<RelayRoom>,
+    ) -> Result<Self, SteerError> {
         let index = interface_index(&interface.name)?;
-        let mut ebpf = EbpfLoader::new().load(OBJECT).map_err(|error| SteerError::Maps(Box::new(error)))?;
+        let relay = relay.filter(|_| interface.role.is_outside());
+        let mut loader = EbpfLoader::new();
+        RelayMaps::size(&mut loader, relay);
+        let mut ebpf = loader.load(OBJECT).map_err(|error| SteerError::Maps(Box::new(error)))?;
         let mut maps = Maps::take(&mut ebpf)?;
+        let relay_maps = RelayMaps::take(&mut ebpf)?;
 
         let mut flags = 0;
         if interface.role.is_outside() {
@@ -153,7 +171,11 @@ impl Steer {
         if fragments == FragmentPolicy::Drop {
             flags |= Settings::DROP_FRAGMENTS;
         }
-        let settings = Settings { flags, ..Settings::default() };
+        if relay.is_some() {
+            flags |= Settings::RELAY;
+        }
+        let port = relay.map_or(0, |room| room.port.0);
+        let settings = Settings { flags, port, ..Settings::default() };
         maps.set_settings(settings)?;
 
         let program = ebpf.program_mut(name::PROGRAM).ok_or(SteerError::NoMap(name::PROGRAM))?;
@@ -179,6 +201,7 @@ impl Steer {
             index,
             mode,
             maps,
+            relay: relay_maps,
             settings,
             local: Vec::new(),
             rules: Rules::default(),
@@ -284,14 +307,12 @@ struct Maps {
     counters: PerCpuArray<MapData, u64>,
 }
 
+fn map<M: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<M, SteerError> {
+    ebpf.take_map(name).ok_or(SteerError::NoMap(name))?.try_into().map_err(on(name))
+}
+
 impl Maps {
     fn take(ebpf: &mut Ebpf) -> Result<Self, SteerError> {
-        fn map<M: TryFrom<Map, Error = MapError>>(
-            ebpf: &mut Ebpf,
-            name: &'static str,
-        ) -> Result<M, SteerError> {
-            ebpf.take_map(name).ok_or(SteerError::NoMap(name))?.try_into().map_err(on(name))
-        }
         Ok(Self {
             settings: map(ebpf, name::SETTINGS)?,
             sockets: map(ebpf, name::SOCKETS)?,

@@ -532,7 +532,7 @@ fn dp_1_attached_natively_passes_without_socket_and_detaches() {
     let receiver = UdpSocket::bind((OUT, 4500)).unwrap();
     receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
 
-    let mut steer = Steer::attach(&outside(XdpMode::Auto), FragmentPolicy::Kernel).unwrap();
+    let mut steer = Steer::attach(&outside(XdpMode::Auto), FragmentPolicy::Kernel, None).unwrap();
     assert_eq!(steer.mode(), "native");
     assert!(link("out0").contains("prog/xdp id"), "{}", link("out0"));
     steer.set_local(&[IpAddr::V4(OUT)]).unwrap();
@@ -564,7 +564,7 @@ fn dp_1_attached_natively_passes_without_socket_and_detaches() {
 fn dp_1_attached_generically_and_prefixes_follow() {
     let wire = Wire::new();
     let settings = InterfaceSettings { role: Role::Inside, ..outside(XdpMode::Generic) };
-    let mut steer = Steer::attach(&settings, FragmentPolicy::Drop).unwrap();
+    let mut steer = Steer::attach(&settings, FragmentPolicy::Drop, None).unwrap();
     assert_eq!((steer.mode(), steer.interface()), ("generic", "out0"));
     let receiver = UdpSocket::bind((OUT, 5000)).unwrap();
     receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -603,13 +603,13 @@ fn occupied_interface_is_named() {
     program.load().unwrap();
     program.attach("out0", aya::programs::XdpMode::Driver).unwrap();
     let id = program.info().unwrap().id();
-    let error = Steer::attach(&outside(XdpMode::Auto), FragmentPolicy::Kernel).unwrap_err();
+    let error = Steer::attach(&outside(XdpMode::Auto), FragmentPolicy::Kernel, None).unwrap_err();
     assert!(matches!(&error, SteerError::Occupied { id: found, .. } if *found == id), "{error}");
     let text = error.to_string();
     assert!(text.contains(&id.to_string()) && text.contains("ip link set dev out0 xdp off"), "{text}");
 
     let missing = InterfaceSettings { name: "nowhere0".to_owned(), ..outside(XdpMode::Auto) };
-    let error = Steer::attach(&missing, FragmentPolicy::Kernel).unwrap_err();
+    let error = Steer::attach(&missing, FragmentPolicy::Kernel, None).unwrap_err();
     assert!(matches!(error, SteerError::NoInterface { .. }), "{error}");
 }
 
@@ -619,7 +619,7 @@ fn killed_process_leaves_the_interface_free() {
     const HOLD: &str = "POSTERN_STEER_TEST_HOLD";
     if std::env::var_os(HOLD).is_some() {
         // The process to be killed: started below, in the namespace.
-        let _steer = Steer::attach(&outside(XdpMode::Auto), FragmentPolicy::Kernel).unwrap();
+        let _steer = Steer::attach(&outside(XdpMode::Auto), FragmentPolicy::Kernel, None).unwrap();
         println!("attached");
         std::thread::sleep(Duration::from_mins(1));
         return;
@@ -639,7 +639,7 @@ fn killed_process_leaves_the_interface_free() {
 
     child.kill().unwrap();
     // Not waited for: the predecessor may still be dying when the next one starts.
-    let steer = Steer::attach(&outside(XdpMode::Native), FragmentPolicy::Kernel).unwrap();
+    let steer = Steer::attach(&outside(XdpMode::Native), FragmentPolicy::Kernel, None).unwrap();
     child.wait().unwrap();
     assert_eq!(steer.mode(), "native");
     assert!(link("out0").contains("prog/xdp"), "{}", link("out0"));

@@ -20,7 +20,7 @@ pub mod transport;
 use serde::{Deserialize, Serialize};
 
 /// Version of this contract; a `Hello` with another version is refused.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 
 /// Orders the states of one object: a request with an older generation than the installed one is stale and
 /// refused, an equal one is already done and acknowledged as such.

@@ -220,6 +220,8 @@ pub struct Status {
     pub policies: u64,
     /// Number of translation entries.
     pub relays: u64,
+    /// Of these, how many the XDP programs execute; `None` if only workers do.
+    pub relays_in_xdp: Option<u64>,
     /// Workers in the order of their numbers.
     pub workers: Vec<WorkerStatus>,
     /// Interfaces with an XDP program.

@@ -76,6 +76,17 @@ pub enum FragmentPolicy {
     Drop,
 }
 
+/// Where the packets of a relay are translated (RLY-1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RelayPath {
+    /// In the XDP program, where all of it can be done there; the workers do the rest.
+    #[default]
+    Xdp,
+    /// By the workers.
+    Worker,
+}
+
 /// What AES-GCM is computed with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -162,6 +173,12 @@ pub struct DatapathSettings {
     /// Where fragments of IPsec packets go.
     #[serde(default)]
     pub fragments: FragmentPolicy,
+    /// Where relay entries are executed.
+    #[serde(default)]
+    pub relay: RelayPath,
+    /// Relay entries that the XDP programs have room for. The workers execute what is more than that.
+    #[serde(default = "default_relay_entries")]
+    pub relay_entries: u32,
     /// Slots of the inbound SA table; a power of two. More SAs than slots still work, through a hash map.
     #[serde(default = "default_slots")]
     pub sa_slots: u32,
@@ -193,6 +210,10 @@ const fn default_slots() -> u32 {
     1 << 17
 }
 
+const fn default_relay_entries() -> u32 {
+    1 << 14
+}
+
 /// Why settings are refused; the text names the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
@@ -202,6 +223,11 @@ pub enum SettingsError {
     /// `sa_slots` out of range.
     #[error("sa_slots = {0}: must be a power of two from 64 to 16777216")]
     Slots(u32),
+    /// `relay_entries` out of range.
+    #[error(
+        "relay_entries = {0}: must be 1 to 4194304; the XDP programs are left out with relay = \"worker\""
+    )]
+    RelayEntries(u32),
     /// The same interface twice.
     #[error("interface {0:?} is named twice")]
     DuplicateInterface(String),
@@ -221,6 +247,9 @@ impl DatapathSettings {
         }
         if !self.sa_slots.is_power_of_two() || !(64..=1 << 24).contains(&self.sa_slots) {
             return Err(SettingsError::Slots(self.sa_slots));
+        }
+        if !(1..=1 << 22).contains(&self.relay_entries) {
+            return Err(SettingsError::RelayEntries(self.relay_entries));
         }
         let mut names = std::collections::HashSet::new();
         for interface in &self.interfaces {

@@ -35,6 +35,7 @@ impl Publisher {
             *self.relay_spis.entry((protocol, spi)).or_insert(0) += 1;
         }
         self.relays.insert(entry.id, *entry);
+        self.relays_changed.insert(entry.id);
         for link in &mut self.workers {
             link.push(Command::PutRelay(*entry));
         }
@@ -60,6 +61,7 @@ impl Publisher {
         if self.relays.remove(&id).is_none() {
             return Done::Already;
         }
+        self.relays_changed.insert(id);
         for link in &mut self.workers {
             link.push(Command::RemoveRelay(id));
         }
