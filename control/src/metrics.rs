@@ -175,6 +175,8 @@ impl Page<'_> {
         self.gauge("sas", "Installed SAs, each direction one", status.sas)?;
         self.gauge("policies", "Installed policies", status.policies)?;
         self.gauge("relay_entries", "Installed translation entries", status.relays)?;
+        let in_xdp = status.relays_in_xdp.unwrap_or_default();
+        self.gauge("relay_entries_in_xdp", "Translation entries that the XDP programs execute", in_xdp)?;
 
         let numbers: Vec<_> = (0..status.workers.len()).map(|number| number.to_string()).collect();
         let workers = || numbers.iter().map(String::as_str).zip(&status.workers);

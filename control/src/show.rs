@@ -132,7 +132,7 @@ fn datapath_line(datapath: &DatapathReport) -> String {
         return format!("datapath  DOWN for {}: {why}\n", duration(datapath.since_seconds));
     }
     format!(
-        "datapath  up {}, pid {}, version {}, {} workers, {}; {} SAs, {} policies, {} relay entries\n",
+        "datapath  up {}, pid {}, version {}, {} workers, {}; {} SAs, {} policies, {} relay entries{}\n",
         duration(datapath.uptime_seconds.unwrap_or_default()),
         datapath.pid.unwrap_or_default(),
         datapath.version.as_deref().unwrap_or("?"),
@@ -140,7 +140,11 @@ fn datapath_line(datapath: &DatapathReport) -> String {
         datapath.crypto_backend.as_deref().unwrap_or("?"),
         datapath.sas,
         datapath.policies,
-        datapath.relays
+        datapath.relays,
+        match datapath.relays_in_xdp {
+            Some(count) if datapath.relays > 0 => format!(" ({count} in XDP)"),
+            _ => String::new(),
+        }
     )
 }
 

@@ -301,6 +301,9 @@ pub struct DatapathReport {
     pub policies: u64,
     /// Number of installed translation entries.
     pub relays: u64,
+    /// Of these, how many the XDP programs execute; absent where only workers do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relays_in_xdp: Option<u64>,
     /// Workers and their ports.
     pub workers: Vec<WorkerStatus>,
     /// Verdicts of the XDP programs.

@@ -63,12 +63,23 @@ fn datapath(view: &View) -> DatapathReport {
         ..DatapathReport::default()
     };
     if let Some(status) = &view.status {
-        let Status { version, pid: _, uptime_seconds, crypto_backend, sas, policies, relays, workers, steer } =
-            status;
+        let Status {
+            version,
+            pid: _,
+            uptime_seconds,
+            crypto_backend,
+            sas,
+            policies,
+            relays,
+            relays_in_xdp,
+            workers,
+            steer,
+        } = status;
         report.version = Some(version.clone());
         report.uptime_seconds = Some(*uptime_seconds);
         report.crypto_backend = Some(crypto_backend.clone());
         (report.sas, report.policies, report.relays) = (*sas, *policies, *relays);
+        report.relays_in_xdp = *relays_in_xdp;
         report.workers.clone_from(workers);
         report.steer.clone_from(steer);
     }

@@ -256,7 +256,7 @@ fn ops_2_findings_point_at_the_line() {
         (
             "[[tunnel]]",
             "[datapath]\nsoket = \"/x\"\n[[tunnel]]",
-            "t:2:1: error: `datapath`: unknown field `soket`, expected one of `socket`, `state`, `start`, `cores`, `frames`, `huge_pages`, `idle`, `fragments`, `sa_slots`, `crypto`, `interface`; did you mean `socket`?",
+            "t:2:1: error: `datapath`: unknown field `soket`, expected one of `socket`, `state`, `start`, `cores`, `frames`, `huge_pages`, `idle`, `fragments`, `relay`, `relay_entries`, `sa_slots`, `crypto`, `interface`; did you mean `socket`?",
         ),
         (
             "[[tunnel]]",

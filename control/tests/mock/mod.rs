@@ -260,6 +260,7 @@ impl Tables {
             sas: self.sas.len() as u64,
             policies: self.policies.len() as u64,
             relays: self.relays.len() as u64,
+            relays_in_xdp: None,
             workers: vec![WorkerStatus {
                 core: Some(1),
                 busy_turns: 1,
