@@ -55,6 +55,9 @@ pub struct Datapath {
     /// Most SAs, of both directions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sa_slots: Option<u32>,
+    /// Where relay entries are executed: `xdp` or `worker`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub relay: Option<&'static str>,
     /// `[[datapath.interface]]`.
     #[serde(rename = "interface")]
     pub interfaces: Vec<Interface>,

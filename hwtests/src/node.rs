@@ -149,6 +149,20 @@ impl Node {
         Ok((received, transmitted))
     }
 
+    /// Packets with a verdict of the XDP programs, all interfaces.
+    pub fn verdict(&self, wanted: &str) -> Result<u64> {
+        let status = self.json(&["status"])?;
+        let mut packets = 0;
+        each_object(&status, &mut |object| {
+            for verdict in object.get("verdicts").and_then(Value::as_array).into_iter().flatten() {
+                if verdict.get(0).and_then(Value::as_str) == Some(wanted) {
+                    packets += verdict.get(1).and_then(Value::as_u64).unwrap_or(0);
+                }
+            }
+        });
+        Ok(packets)
+    }
+
     /// Process id of control.
     pub fn control_pid(&self) -> Result<i32> {
         self.control.as_ref().map(Background::pid).context("control does not run")

@@ -174,12 +174,35 @@ pub fn roaming(number: u8) -> IpAddr {
     IpAddr::from([172, 16 + number, 0, 10])
 }
 
+/// Where the relay translates (`datapath.relay`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RelayPath {
+    /// In the XDP program.
+    Xdp,
+    /// In the workers.
+    Worker,
+}
+
+impl RelayPath {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Xdp, Self::Worker];
+
+    /// As the configuration has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Xdp => "xdp",
+            Self::Worker => "worker",
+        }
+    }
+}
+
 /// A standing network and the nodes in it.
 #[derive(Debug)]
 pub struct Topology {
     kind: Kind,
     dir: PathBuf,
     keep: bool,
+    path: Option<RelayPath>,
     // Nodes end before their namespaces go.
     nodes: BTreeMap<String, Node>,
     namespaces: BTreeMap<&'static str, Netns>,
@@ -201,12 +224,24 @@ impl Topology {
     /// Builds it under names and in a directory of the caller's choice.
     pub fn build_named(kind: Kind, wire: Wire, prefix: &str, dir: PathBuf) -> Result<Self> {
         let mut topology =
-            Self { kind, dir, keep: false, nodes: BTreeMap::new(), namespaces: BTreeMap::new() };
+            Self { kind, dir, keep: false, path: None, nodes: BTreeMap::new(), namespaces: BTreeMap::new() };
         for role in kind.roles() {
             topology.namespaces.insert(role, Netns::create(prefix, role)?);
         }
         topology.lay_wires(wire)?;
         Ok(topology)
+    }
+
+    /// Has the relay translate on this path from its next start on. In XDP that takes wires whose other ends receive frames
+    /// from XDP, as a network card's would: a veth does with GRO.
+    pub fn translate(&mut self, path: RelayPath) -> Result<()> {
+        if path == RelayPath::Xdp {
+            for port in ["middle-left", "middle-right"] {
+                self.ns("wire")?.sh(&format!("ethtool -K {port} gro on"))?;
+            }
+        }
+        self.path = Some(path);
+        Ok(())
     }
 
     fn lay_wires(&self, wire: Wire) -> Result<()> {
@@ -374,6 +409,10 @@ impl Topology {
     pub fn start_node(&mut self, role: &str, config: Config) -> Result<()> {
         // One that is there already ends first: the new one takes its sockets.
         drop(self.nodes.remove(role));
+        let mut config = config;
+        if role == "relay" && config.datapath.relay.is_none() {
+            config.datapath.relay = self.path.map(RelayPath::name);
+        }
         let node = Node::start(self.ns(role)?, role, &self.dir, config)?;
         self.nodes.insert(role.to_owned(), node);
         Ok(())
