@@ -63,6 +63,8 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
+    // Before the file, which may hold keys, is read.
+    harden();
     let settings = match read(&arguments.config) {
         Ok(settings) => settings,
         Err(error) => {
@@ -90,7 +92,6 @@ fn read(path: &Path) -> Result<DatapathSettings, String> {
 }
 
 fn run(settings: &DatapathSettings) -> ExitCode {
-    harden();
     let started = Appliance::start(settings);
     let appliance = match started {
         Ok(appliance) => appliance,

@@ -11,6 +11,7 @@ pub mod config;
 pub mod flood;
 pub mod impair;
 pub mod load;
+pub mod memory;
 pub mod netns;
 pub mod node;
 pub mod oracle;

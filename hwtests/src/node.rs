@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -59,8 +60,18 @@ impl Node {
 
     /// Starts control (again) and does not wait: the datapath may have what control knows nothing of.
     pub fn launch_control(&mut self) -> Result<()> {
-        let namespace = Netns::existing(&self.namespace)?;
-        let mut command = namespace.command(binary("postern-control")?);
+        let command = Netns::existing(&self.namespace)?.command(binary("postern-control")?);
+        self.launch(command)
+    }
+
+    /// The same by a shell that calls `first` before it becomes control.
+    pub fn launch_control_after(&mut self, first: &str) -> Result<()> {
+        let mut command = Netns::existing(&self.namespace)?.command("sh");
+        command.args(["-c", &format!("{first} && exec \"$@\""), "sh"]).arg(binary("postern-control")?);
+        self.launch(command)
+    }
+
+    fn launch(&mut self, mut command: Command) -> Result<()> {
         command
             .arg("--config")
             .arg(self.dir.join("postern.toml"))
@@ -102,7 +113,7 @@ impl Node {
 
     /// `postern --socket … ARGUMENTS`, as a person would see it.
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = std::process::Command::new(binary("postern")?);
+        let mut command = Command::new(binary("postern")?);
         run(command.arg("--socket").arg(self.socket()).args(arguments))
     }
 
@@ -185,6 +196,12 @@ impl Node {
     pub fn kill_control(&mut self) -> Result<()> {
         let mut control = self.control.take().context("control does not run")?;
         control.kill()
+    }
+
+    /// A signal that control does not survive, and what it ended with.
+    pub fn crash_control(&mut self, with: Signal) -> Result<ExitStatus> {
+        let mut control = self.control.take().context("control does not run")?;
+        control.crash(with, Duration::from_secs(5))
     }
 
     /// SIGTERM to control; the datapath goes on.

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -145,6 +145,14 @@ impl Background {
         // It did not listen; the result of the kill itself tells nothing new.
         let _ = self.kill();
         false
+    }
+
+    /// `with`, until the process ends (Rust's own handler of SIGSEGV lets the first one pass); what it ended with.
+    pub fn crash(&mut self, with: Signal, patience: Duration) -> Result<ExitStatus> {
+        wait_for("the end of a process", patience, || {
+            signal(self.pid(), with);
+            Ok(self.child.try_wait()?)
+        })
     }
 
     /// Lets the process run on after this value is gone.

@@ -1,11 +1,11 @@
 //! RLY-1 to RLY-4, RLY-7, RLY-11 over real wires, translated by workers and in the XDP program.
 
 use std::collections::HashMap;
-use std::io::{Read, Seek, SeekFrom};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use postern_hwtests::capture::{Capture, fields};
 use postern_hwtests::config::{AES128GCM, AH_SUITES, Encap, Pair, Suite};
+use postern_hwtests::memory;
 use postern_hwtests::node::Node;
 use postern_hwtests::oracle::hex;
 use postern_hwtests::topology::{
@@ -299,15 +299,15 @@ fn relay_holds_no_key(path: RelayPath) -> Result<()> {
         let needles = needles(&pair);
         let relay = topology.node("relay")?;
         for pid in [relay.control_pid()?, relay.datapath_pid()?] {
-            let found = search_memory(pid, &needles)?;
+            let found = memory::search(pid, &needles)?;
             ensure!(found.is_empty(), "process {pid} of the relay holds {found:?}");
         }
         let gateway = topology.node("g2")?;
-        let found = search_memory(gateway.datapath_pid()?, &needles)?;
+        let found = memory::search(gateway.datapath_pid()?, &needles)?;
         ensure!(!found.is_empty(), "the search finds no key even where there must be one");
-        for file in files(relay.dir())? {
+        for file in memory::files(relay.dir())? {
             let bytes = std::fs::read(&file)?;
-            let held = needles.iter().any(|(_, needle)| contains(&bytes, needle));
+            let held = needles.iter().any(|(_, needle)| memory::contains(&bytes, needle));
             ensure!(!held, "{} holds a key", file.display());
         }
         Ok(())
@@ -325,60 +325,4 @@ fn needles(pair: &Pair) -> Vec<(String, Vec<u8>)> {
             [(format!("key {number}"), proper), (format!("key {number} as text"), text)]
         })
         .collect()
-}
-
-/// Names of the needles in the readable memory of a process.
-fn search_memory(pid: i32, needles: &[(String, Vec<u8>)]) -> Result<Vec<String>> {
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
-    let mut memory =
-        std::fs::File::open(format!("/proc/{pid}/mem")).context("reading another process's memory")?;
-    let (mut found, mut read) = (Vec::new(), 0);
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let (Some(range), Some(rights)) = (words.next(), words.next()) else { continue };
-        let Some((start, end)) = range.split_once('-') else { continue };
-        let (start, end) = (u64::from_str_radix(start, 16)?, u64::from_str_radix(end, 16)?);
-        if !rights.starts_with('r') || line.contains("[vvar") || line.contains("[vsyscall]") {
-            continue;
-        }
-        // Reserved but untouched memory reads as zeros; device mappings (rings) may refuse to be read.
-        let mut bytes = vec![0; usize::try_from(end - start)?];
-        if memory.seek(SeekFrom::Start(start)).is_err() || memory.read_exact(&mut bytes).is_err() {
-            continue;
-        }
-        read += bytes.len();
-        for (name, needle) in needles {
-            if contains(&bytes, needle) && !found.contains(name) {
-                found.push(name.clone());
-            }
-        }
-    }
-    ensure!(read > 1_000_000, "only {read} bytes of process {pid} could be read");
-    Ok(found)
-}
-
-fn contains(bytes: &[u8], needle: &[u8]) -> bool {
-    let Some(first) = needle.first() else { return false };
-    let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|byte| byte == first) {
-        let Some(tail) = rest.get(at..) else { return false };
-        if tail.starts_with(needle) {
-            return true;
-        }
-        rest = tail.get(1..).unwrap_or_default();
-    }
-    false
-}
-
-fn files(dir: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            files.extend(self::files(&entry.path())?);
-        } else if entry.file_type()?.is_file() {
-            files.push(entry.path());
-        }
-    }
-    Ok(files)
 }

@@ -70,6 +70,8 @@ fn main() -> ExitCode {
         return ExitCode::from(FAILED);
     }
     let arguments = Arguments::parse();
+    // Before the first secret is read.
+    let hidden = hide_memory();
     let config = match config::load(&arguments.config) {
         Ok(config) => config,
         Err(error) => {
@@ -97,7 +99,9 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
-    hide_memory();
+    if let Err(error) = hidden {
+        warn!("the memory cannot be hidden from core dumps and other processes: {error}");
+    }
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
@@ -258,12 +262,8 @@ fn how_to_launch(arguments: &Arguments, config: &Config) -> Result<Launch, (u8, 
 }
 
 /// OPS-4: no core dump and no other process of this user sees the keys in memory.
-fn hide_memory() {
+fn hide_memory() -> Result<(), rustix::io::Errno> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if let Err(error) = setrlimit(Resource::Core, none) {
-        warn!("core dumps cannot be turned off: {error}");
-    }
-    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
-        warn!("the memory cannot be hidden from other processes: {error}");
-    }
+    // Each holds without the other too.
+    setrlimit(Resource::Core, none).and(set_dumpable_behavior(DumpableBehavior::NotDumpable))
 }

@@ -11,6 +11,7 @@ mod more;
 mod negotiate;
 mod rekey;
 mod roam;
+mod secrets;
 
 use anyhow::Result;
 use postern_hwtests::config::ike::Credential;
