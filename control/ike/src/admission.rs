@@ -64,6 +64,15 @@ impl Admission {
         self.half_open
     }
 
+    /// Whether a request from there without a cookie would not be admitted.
+    pub fn is_wary_of(&self, source: IpAddr) -> bool {
+        self.half_open >= self.cookie_threshold || self.of(source) >= self.source_threshold
+    }
+
+    fn of(&self, source: IpAddr) -> u32 {
+        self.sources.get(&Source::from(source)).copied().unwrap_or_default()
+    }
+
     /// Judges an IKE_SA_INIT request. A cookie that was not demanded is not looked at.
     pub fn judge(
         &mut self,
@@ -74,14 +83,14 @@ impl Admission {
         cookie: Option<&[u8]>,
         random: &mut dyn Random,
     ) -> Verdict {
-        let of_source = self.sources.get(&Source::from(source)).copied().unwrap_or_default();
+        let of_source = self.of(source);
         if self.half_open >= self.half_open_limit {
             return Verdict::Refuse(Ignored::HalfOpen);
         }
         if of_source >= (self.half_open_limit / 4).max(1) {
             return Verdict::Refuse(Ignored::SourceLimit);
         }
-        if self.half_open < self.cookie_threshold && of_source < self.source_threshold {
+        if !self.is_wary_of(source) {
             return Verdict::Admit;
         }
         self.cookies.rotate(now, random);
@@ -173,7 +182,7 @@ impl Cookies {
 
     fn make(&self, source: IpAddr, spi_i: IkeSpi, nonce: &[u8]) -> Option<Vec<u8>> {
         let generation = self.current.as_ref()?;
-        let tag = hmac::sign(&generation.key, &input(source, spi_i, nonce));
+        let tag = generation.tag(source, spi_i, nonce);
         Some([&[generation.number], tag.as_ref()].concat())
     }
 
@@ -183,7 +192,25 @@ impl Cookies {
             .into_iter()
             .flatten()
             .filter(|generation| generation.number == number)
-            .any(|generation| hmac::verify(&generation.key, &input(source, spi_i, nonce), tag).is_ok())
+            .any(|generation| {
+                let right = generation.tag(source, spi_i, nonce);
+                aws_lc_rs::constant_time::verify_slices_are_equal(right.as_ref(), tag).is_ok()
+            })
+    }
+}
+
+impl Generation {
+    /// The nonce is the only part of variable length, and the last.
+    fn tag(&self, source: IpAddr, spi_i: IkeSpi, nonce: &[u8]) -> hmac::Tag {
+        let address = match source {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        let mut context = hmac::Context::with_key(&self.key);
+        context.update(&address);
+        context.update(&spi_i.0.to_be_bytes());
+        context.update(nonce);
+        context.sign()
     }
 }
 
@@ -191,15 +218,6 @@ impl fmt::Debug for Cookies {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Cookies(..)")
     }
-}
-
-/// The nonce is the only part of variable length, and the last.
-fn input(source: IpAddr, spi_i: IkeSpi, nonce: &[u8]) -> Vec<u8> {
-    let address = match source {
-        IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
-        IpAddr::V6(address) => address.octets(),
-    };
-    [address.as_slice(), &spi_i.0.to_be_bytes(), nonce].concat()
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use crate::crypto::keys::IkeKeys;
 use crate::ignored::Ignored;
 use crate::job::{Done, Job, JobId};
 use crate::message::legality::Payloads;
-use crate::message::parse::{self, Body, ParseError, Parsed};
+use crate::message::parse::{self, Body, First, ParseError, Parsed};
 use crate::message::registry::{ExchangeType, NotifyType};
 use crate::message::{Head, IkeSpi, Notify, Payload, emit};
 use crate::negotiate::IkeSuite;
@@ -273,6 +273,23 @@ impl Core {
         }
     }
 
+    /// Judges a first message; one that is not admitted is dealt with.
+    fn admits(&mut self, now: Now, path: Path, head: Head, nonce: &[u8], cookie: Option<&[u8]>) -> bool {
+        let Self { admission, random, .. } = self;
+        let source = path.remote.ip();
+        match admission.judge(now.monotonic, source, head.spi_i, nonce, cookie, &mut **random) {
+            Verdict::Admit => return true,
+            Verdict::DemandCookie { cookie, reason } => {
+                let head = Head { response: true, from_initiator: false, ..head };
+                let notify = Payload::Notify(Notify::new(NotifyType::COOKIE, cookie));
+                self.reply(path, emit::plain(&head, &[notify]));
+                self.ignore(now, None, path, reason);
+            }
+            Verdict::Refuse(reason) => self.ignore(now, None, path, reason),
+        }
+        false
+    }
+
     /// Sends one datagram that belongs to no SA.
     fn reply(&mut self, path: Path, datagram: Vec<u8>) {
         self.outputs.push_back(Output { sa: None, effect: Effect::Transmit { path, datagram } });
@@ -383,6 +400,9 @@ impl Endpoint {
 
     /// A datagram arrived, without a non-ESP marker.
     pub fn handle_datagram(&mut self, now: Now, path: Path, datagram: &[u8]) {
+        if self.core.admission.is_wary_of(path.remote.ip()) && self.turns_away(now, path, datagram) {
+            return;
+        }
         let parsed = match parse::message(datagram) {
             Ok(parsed) => parsed,
             Err(ParseError::Version(version)) if version >> 4 == 1 => {
@@ -401,6 +421,17 @@ impl Endpoint {
             }
             None => self.unknown(now, path, &parsed),
         }
+    }
+
+    /// In a flood: a first message without a cookie is answered before anything else is done with it. Gives whether it was
+    /// one.
+    fn turns_away(&mut self, now: Now, path: Path, datagram: &[u8]) -> bool {
+        let Some(First { head, nonce, has_cookie: false }) = parse::first_request(datagram) else {
+            return false;
+        };
+        // A copy of one that was admitted goes to its IKE SA.
+        let key = (path.remote.ip(), path.remote.port(), head.spi_i);
+        !self.core.half_open.contains_key(&key) && !self.core.admits(now, path, head, nonce, None)
     }
 
     /// A message about an IKE SA that is not there. RFC 7296 section 2.21.4 allows an INVALID_IKE_SPI, on which peers do not
@@ -489,17 +520,8 @@ impl Endpoint {
             return ignore(&mut self.core, Ignored::Legality);
         };
         let cookie = payloads.notify(NotifyType::COOKIE).map(|notify| notify.data.as_slice());
-        let source = path.remote.ip();
-        let Core { admission, random, .. } = &mut self.core;
-        match admission.judge(now.monotonic, source, spi_i, nonce, cookie, &mut **random) {
-            Verdict::Admit => {}
-            Verdict::DemandCookie { cookie, reason } => {
-                let head = Head { response: true, from_initiator: false, ..parsed.head };
-                let notify = Payload::Notify(Notify::new(NotifyType::COOKIE, cookie));
-                self.core.reply(path, emit::plain(&head, &[notify]));
-                return ignore(&mut self.core, reason);
-            }
-            Verdict::Refuse(reason) => return ignore(&mut self.core, reason),
+        if !self.core.admits(now, path, parsed.head, nonce, cookie) {
+            return;
         }
         match IkeSa::respond(&mut self.core, now, path, datagram, parsed.head, &payloads) {
             Ok(sa) => {

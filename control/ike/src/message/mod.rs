@@ -244,6 +244,7 @@ pub fn fuzz(bytes: &[u8]) {
             assert_eq!(emit::plain(&parsed.head, &again), written);
             let body = parse::Body::Plain(again);
             assert_eq!(parse::message(&written), Ok(parse::Parsed { head: parsed.head, body }));
+            fuzz_first(&parsed.head, &payloads, bytes);
             fuzz_payloads(&parsed.head, &payloads);
         }
         parse::Body::Encrypted { first_inner, aad, sealed } => {
@@ -260,6 +261,18 @@ pub fn fuzz(bytes: &[u8]) {
             fuzz_chain(&parsed.head, first_inner, sealed);
         }
     }
+}
+
+/// What decides on a cookie is read by another function, which has to see the same.
+fn fuzz_first(head: &Head, payloads: &[Payload], bytes: &[u8]) {
+    let view = legality::Payloads(payloads);
+    let is_first = head.exchange == ExchangeType::IKE_SA_INIT
+        && (head.from_initiator, head.response, head.message_id) == (true, false, 0)
+        && (head.spi_i != IkeSpi::NONE, head.spi_r) == (true, IkeSpi::NONE);
+    let has_cookie = view.notify(registry::NotifyType::COOKIE).is_some();
+    let expected =
+        view.nonce().filter(|_| is_first).map(|nonce| parse::First { head: *head, nonce, has_cookie });
+    assert_eq!(parse::first_request(bytes), expected);
 }
 
 fn fuzz_chain(head: &Head, first: PayloadType, bytes: &[u8]) {

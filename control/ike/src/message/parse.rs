@@ -122,6 +122,47 @@ pub fn peek(bytes: &[u8]) -> Option<Peek> {
     Some(Peek { version, head, first: PayloadType(first), length })
 }
 
+/// What a cookie is made of and whether one is there, of an IKE_SA_INIT request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct First<'a> {
+    /// The header.
+    pub head: Head,
+    /// The nonce, of a legal length.
+    pub nonce: &'a [u8],
+    /// Whether it has a COOKIE notification.
+    pub has_cookie: bool,
+}
+
+/// Reads of a datagram what decides whether it is answered with a cookie (RFC 7296 section 2.6), and allocates nothing: in
+/// a flood nothing else is done with it. `None` if it is not an IKE_SA_INIT request of a new IKE SA, or anything is wrong
+/// with it; [`message`] then tells what.
+pub fn first_request(bytes: &[u8]) -> Option<First<'_>> {
+    let (head, mut kind, payloads) = head(bytes).ok()?;
+    let new = head.exchange == ExchangeType::IKE_SA_INIT && head.from_initiator && !head.response;
+    if !new || head.message_id != 0 || head.spi_i == IkeSpi::NONE || head.spi_r != IkeSpi::NONE {
+        return None;
+    }
+    let (mut reader, mut nonce, mut has_cookie) = (Reader(payloads), None, false);
+    for _ in 0..MAX_PAYLOADS {
+        if kind == PayloadType::NONE {
+            break;
+        }
+        let [next, _] = reader.array().ok()?;
+        let mut body = reader.counted(4).ok()?;
+        match kind {
+            PayloadType::NONCE if !(16..=256).contains(&body.0.len()) => return None,
+            PayloadType::NONCE => nonce = nonce.or(Some(body.0)),
+            PayloadType::NOTIFY => {
+                let [_, _] = body.array().ok()?;
+                has_cookie |= NotifyType(body.u16().ok()?) == NotifyType::COOKIE;
+            }
+            _ => {}
+        }
+        kind = PayloadType(next);
+    }
+    (kind == PayloadType::NONE && reader.0.is_empty()).then_some(First { head, nonce: nonce?, has_cookie })
+}
+
 /// Reads the header of a datagram: its fields, the type of the first payload, and the payloads' bytes.
 ///
 /// # Errors

@@ -106,6 +106,48 @@ proptest! {
         fuzz(&written);
     }
 
+    /// IKE-6: what decides on a cookie is seen without reading the rest.
+    #[test]
+    fn ike_6_first_request(
+        spi_i in 1_u64..,
+        mut payloads in prop::collection::vec(payload(), 0..6),
+        nonce in bytes(16..=256),
+        cookie: Option<u8>,
+    ) {
+        let head = Head {
+            spi_i: IkeSpi(spi_i),
+            spi_r: IkeSpi::NONE,
+            exchange: ExchangeType::IKE_SA_INIT,
+            from_initiator: true,
+            response: false,
+            message_id: 0,
+        };
+        payloads.retain(|payload| !matches!(payload, Payload::Nonce(_)));
+        if let Some(cookie) = cookie {
+            payloads.insert(0, Payload::Notify(Notify::new(NotifyType::COOKIE, [cookie; 33])));
+        }
+        payloads.push(Payload::Nonce(nonce.clone()));
+        let written = emit::plain(&head, &payloads);
+        let first = parse::first_request(&written).unwrap();
+        prop_assert_eq!((first.head, first.nonce), (head, &nonce[..]));
+        prop_assert!(first.has_cookie || cookie.is_none());
+        fuzz(&written);
+        for end in 0..written.len() {
+            prop_assert_eq!(parse::first_request(&written[..end]), None);
+        }
+        for other in [
+            Head { response: true, ..head },
+            Head { from_initiator: false, ..head },
+            Head { message_id: 1, ..head },
+            Head { spi_r: IkeSpi(1), ..head },
+            Head { spi_i: IkeSpi::NONE, ..head },
+            Head { exchange: ExchangeType::IKE_AUTH, ..head },
+        ] {
+            let written = emit::plain(&other, &payloads);
+            prop_assert_eq!(parse::first_request(&written), None);
+        }
+    }
+
     /// IKE-1: a message that ends early is refused wherever it ends, and so is one that goes on.
     #[test]
     fn ike_1_every_truncation(head in head(), payloads in prop::collection::vec(payload(), 1..6)) {
