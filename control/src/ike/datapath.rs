@@ -37,7 +37,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use postern_contract::Generation;
 use postern_contract::event::Event;
 use postern_contract::request::Operation;
-use postern_contract::sa::{Action, Direction, Policy, PolicyId, SaId as DatapathSa, Selector};
+use postern_contract::sa::{Action, Direction, Policy, PolicyId, SaConfig, SaId as DatapathSa, Selector};
 use postern_ike::Random;
 use postern_ike::output::{ChildId, ChildSa, SaId};
 use tokio::sync::mpsc::UnboundedSender;
@@ -205,7 +205,7 @@ impl Datapath {
     ) -> Result<(), String> {
         let pair = self.new_pair();
         let generation = self.stamp();
-        describe(pair, generation, &child, &settings)?;
+        let configs = describe(pair, generation, &child, &settings)?;
         let id = child.id;
         let slot = if child.in_use { Some(slot_key(&child, &settings)?) } else { None };
         self.pairs.insert(pair, id);
@@ -215,7 +215,7 @@ impl Datapath {
             self.enter(id, slot);
         }
         if self.connected {
-            self.order_install(id);
+            self.order_install_of(id, installs(configs));
         }
         Ok(())
     }
@@ -399,10 +399,15 @@ impl Datapath {
     }
 
     fn order_install(&mut self, id: ChildId) {
+        if let Some(child) = self.children.get(&id) {
+            self.order_install_of(id, child.install_operations());
+        }
+    }
+
+    fn order_install_of(&mut self, id: ChildId, mut operations: Vec<Operation>) {
         let Some(child) = self.children.get_mut(&id) else { return };
         child.state = ChildState::Ordered;
         let slot = child.slot;
-        let mut operations = child.install_operations();
         if let Some(key) = slot {
             operations.extend(self.policy(key));
         }
@@ -536,11 +541,15 @@ impl Datapath {
 impl Child {
     fn install_operations(&self) -> Vec<Operation> {
         match describe(self.pair, self.generation, &self.description, &self.settings) {
-            Ok(configs) => configs.map(|config| Operation::InstallSa(Box::new(config))).into(),
+            Ok(configs) => installs(configs),
             // It was described before it was entered.
             Err(_) => Vec::new(),
         }
     }
+}
+
+fn installs(configs: [SaConfig; 2]) -> Vec<Operation> {
+    configs.map(|config| Operation::InstallSa(Box::new(config))).into()
 }
 
 impl Trap {

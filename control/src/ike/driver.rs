@@ -220,14 +220,21 @@ impl Driver {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut commanded = true;
+        // One timer for all, which is set anew only when another time comes first.
+        let mut due = Instant::now();
+        let timer = sleep_until(due.into());
+        tokio::pin!(timer);
         loop {
             this.pump();
             this.memory.flush();
             this.tell();
             let burst = this.memory.deadline();
-            let next = sleep_until(burst.unwrap_or_else(|| Instant::now() + TICK).into());
             let timeout = this.endpoint.poll_timeout();
-            let timer = sleep_until(timeout.unwrap_or_else(|| Instant::now() + TICK).into());
+            let next = [burst, timeout].into_iter().flatten().min();
+            if let Some(next) = next.filter(|next| *next != due) {
+                due = next;
+                timer.as_mut().reset(due.into());
+            }
             tokio::select! {
                 biased;
                 stopped = &mut stop => {
@@ -260,13 +267,19 @@ impl Driver {
                     Some(command) => this.command(command),
                     None => commanded = false,
                 },
-                () = timer, if timeout.is_some() => this.endpoint.handle_timeout(now_is()),
+                () = &mut timer, if next.is_some() => {
+                    // It has fired: whatever comes next is another time.
+                    due = Instant::now();
+                    timer.as_mut().reset((due + TICK).into());
+                    if timeout.is_some_and(|timeout| timeout <= due) {
+                        this.endpoint.handle_timeout(now_is());
+                    }
+                }
                 _ = tick.tick() => this.tick(),
                 Some(addresses) = addresses.recv() => this.addresses_changed(&addresses),
                 index = readable(this.sockets.as_ref()), if this.ready || burst.is_some() => {
                     this.receive(index, &mut buffer);
                 }
-                () = next, if burst.is_some() => {}
             }
         }
     }

@@ -1,28 +1,47 @@
 //! Threads that run the endpoint's jobs, and the system's randomness.
 
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::Builder;
 
+use crossbeam::channel::{Receiver, Sender, unbounded};
 use postern_ike::Random;
 use postern_ike::job::{Done, Job, JobId};
 use ring::rand::{SecureRandom, SystemRandom};
 use tokio::sync::mpsc::UnboundedSender;
 use tracing::error;
+use zeroize::{Zeroize, Zeroizing};
 
-/// The system's random source.
-#[derive(Clone, Debug)]
-pub struct System(SystemRandom);
+/// Bytes that are asked for at once, for what is short.
+const STOCK: usize = 256;
+
+/// What is longer comes from the system itself: keys and nonces, which have to differ even between two copies of this
+/// machine.
+const SHORT: usize = 8;
+
+/// The system's random source. SPIs and the like come from a small stock, since a question to the system costs more than
+/// they do.
+pub struct System {
+    source: SystemRandom,
+    stock: Zeroizing<[u8; STOCK]>,
+    /// Bytes of the stock that were given out, and wiped.
+    used: usize,
+}
 
 impl Default for System {
     fn default() -> Self {
-        Self(SystemRandom::new())
+        Self { source: SystemRandom::new(), stock: Zeroizing::new([0; STOCK]), used: STOCK }
     }
 }
 
-impl Random for System {
-    fn fill(&mut self, out: &mut [u8]) {
-        if self.0.fill(out).is_err() {
+impl std::fmt::Debug for System {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("System(..)")
+    }
+}
+
+impl System {
+    fn ask(source: &SystemRandom, out: &mut [u8]) {
+        if source.fill(out).is_err() {
             // Keys that can be guessed are worse than no gateway.
             error!("the system gives no random numbers");
             std::process::abort();
@@ -30,20 +49,36 @@ impl Random for System {
     }
 }
 
+impl Random for System {
+    fn fill(&mut self, out: &mut [u8]) {
+        if out.len() > SHORT {
+            return Self::ask(&self.source, out);
+        }
+        if self.used + out.len() > STOCK {
+            Self::ask(&self.source, self.stock.as_mut());
+            self.used = 0;
+        }
+        if let Some(taken) = self.stock.get_mut(self.used..self.used + out.len()) {
+            out.copy_from_slice(taken);
+            taken.zeroize();
+        }
+        self.used += out.len();
+    }
+}
+
 /// The threads. They end when this is dropped, each after the job that it has.
 #[derive(Debug)]
 pub struct Jobs {
-    queue: mpsc::Sender<(JobId, Job)>,
+    queue: Sender<(JobId, Job)>,
 }
 
 impl Jobs {
     /// Starts `threads` of them; results go to `done`. The queue's length is bounded by the endpoint's half-open limit:
     /// an IKE SA waits for its job before it gives out another.
     pub fn start(threads: NonZero<usize>, done: &UnboundedSender<(JobId, Done)>) -> std::io::Result<Self> {
-        let (queue, jobs) = mpsc::channel();
-        let jobs = Arc::new(Mutex::new(jobs));
+        let (queue, jobs) = unbounded();
         for number in 0..threads.get() {
-            let (jobs, done) = (Arc::clone(&jobs), done.clone());
+            let (jobs, done) = (jobs.clone(), done.clone());
             Builder::new().name(format!("ike-job-{number}")).spawn(move || work(&jobs, &done))?;
         }
         Ok(Self { queue })
@@ -58,12 +93,9 @@ impl Jobs {
     }
 }
 
-fn work(jobs: &Mutex<mpsc::Receiver<(JobId, Job)>>, done: &UnboundedSender<(JobId, Done)>) {
+fn work(jobs: &Receiver<(JobId, Job)>, done: &UnboundedSender<(JobId, Done)>) {
     let mut random = System::default();
-    loop {
-        // The lock is held while waiting: the others wait for the lock then, which is the same.
-        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((id, job)) = job else { return };
+    while let Ok((id, job)) = jobs.recv() {
         if done.send((id, job.run(&mut random))).is_err() {
             return;
         }
@@ -76,6 +108,19 @@ mod tests {
     use tokio::sync::mpsc::unbounded_channel;
 
     use super::*;
+
+    /// OPS-4: no byte is given out twice, whatever is asked for, and the stock keeps none that was.
+    #[test]
+    fn ops_4_random_bytes_are_given_once() {
+        let mut random = System::default();
+        let mut seen = std::collections::HashSet::new();
+        for round in 0..20_000 {
+            let mut bytes = vec![0; [8, 32, 8, 7, 64][round % 5]];
+            random.fill(&mut bytes);
+            assert!(seen.insert(bytes), "twice the same after {round}");
+            assert!(random.stock.iter().take(random.used).all(|byte| *byte == 0));
+        }
+    }
 
     /// IKE-4: two sides that run their jobs on threads come to the same secret.
     #[test]
