@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use postern_hwtests::config::ike::{Connection, Link};
 use postern_hwtests::netns::Netns;
-use postern_hwtests::party::SETTLE;
+use postern_hwtests::party::{Party, SETTLE};
 use postern_hwtests::peer::Version;
 use postern_hwtests::process::wait_for;
 use postern_hwtests::stage::{Stage, host, postern, swan};
@@ -217,4 +217,42 @@ fn ops_1_port_4500_changes_hands() -> Result<()> {
     stage.left.node_mut()?.kill_datapath()?;
     stage.left.node()?.wait_for_another_datapath(old)?;
     held(&stage, "postern-control")
+}
+
+/// IKE-1: a connection that starts by itself comes back by itself when its peer was dead, without traffic and without
+/// `on_dpd` in the file.
+#[test]
+fn ike_1_comes_back_with_its_peer() -> Result<()> {
+    for version in Version::ALL {
+        let mut stage = Stage::pair(&postern(), &swan(version))?;
+        let link = stage.link("kept");
+        let (mut near, far) = (link.left(), link.right());
+        near.dpd_s = 1;
+        if let Some(child) = near.child() {
+            (child.start, child.on_dpd) = (Some("start"), None);
+        }
+        stage.right.load(vec![far.clone()], vec![])?;
+        stage.left.load(vec![near], vec![])?;
+        let first = stage.agreed("kept").with_context(|| stage.report())?;
+        stage.right.crash()?;
+        // Longer than it takes to notice, and than the first attempt goes on.
+        wait_for("the dead peer to be noticed", Duration::from_secs(30), || {
+            Ok(stage.left.state("kept")?.is_none().then_some(()))
+        })?;
+        let explained = stage.left.node()?.cli(&["explain", "kept"])?;
+        std::thread::sleep(Duration::from_secs(8));
+        stage.right =
+            Party::start(&swan(version), stage.topology().ns("g2")?, "right", stage.topology().dir())?;
+        stage.right.load(vec![far], vec![])?;
+        let back = std::time::Instant::now();
+        let second = wait_for("the connection to be back", Duration::from_mins(1), || {
+            let (left, right) = (stage.left.state("kept")?, stage.right.state("kept")?);
+            Ok(left.zip(right).map(|(left, _)| left))
+        })
+        .with_context(|| stage.report())?;
+        println!("{}: back {:?} after the peer; meanwhile: {explained}", version.name(), back.elapsed());
+        ensure!(second.ike != first.ike, "the dead peer's IKE SA is still there");
+        stage.check(Stage::carry)?;
+    }
+    Ok(())
 }

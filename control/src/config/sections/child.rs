@@ -42,15 +42,18 @@ impl Context<'_> {
         let remote = table.get::<Vec<Side>>("remote_net");
         let upper = upper_layer(&mut table);
         let starts = ["start", "on_close", "on_dpd"].map(|key| {
-            let Some(found) = table.get::<Start>(key) else { return Start::None };
+            let found = table.get::<Start>(key)?;
             if found.value != Start::None && !initiates {
                 let message = "needs `remote` in the connection, the address to initiate to; \
                                without one, leave it out: the peer begins";
                 table.error(found.span, key, message);
             }
-            found.value
+            Some(found.value)
         });
         let [start, on_close, on_dpd] = starts;
+        let (start, on_close) = (start.unwrap_or(Start::None), on_close.unwrap_or(Start::None));
+        // What is to be up comes back when the peer does.
+        let on_dpd = on_dpd.unwrap_or(start);
         let (rekey, rekey_jitter, life) = times(&mut table);
         let limits = limits(&mut table);
         let replay_window = replay_window(&mut table);

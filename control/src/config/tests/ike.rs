@@ -216,6 +216,11 @@ fn ops_2_what_may_be_left_out() {
     assert_eq!(connection.local_id, Identity::Ip("192.0.2.1".parse().unwrap()));
     assert_eq!(connection.remote_id, IdentityPattern::Exact(Identity::Ip("192.0.2.2".parse().unwrap())));
     assert!(!connection.proposals.is_empty() && !connection.children[0].proposals.is_empty());
+    // What is to be up comes back with its peer, unless the file says otherwise.
+    let on_dpd =
+        |more: &str| read(&[CONNECTION, more].concat()).unwrap().ike.connections[0].ike.children[0].on_dpd;
+    assert_eq!((on_dpd(""), on_dpd("on_dpd = \"none\"\n")), (Start::Start, Start::None));
+    assert_eq!(connection.children[0].on_close, Start::None);
     assert_eq!(connection.dpd, Some(Duration::from_secs(30)));
     assert!(connection.mobike && connection.fragmentation && connection.unique == Unique::Replace);
     let nothing = read("").unwrap().ike;
