@@ -46,6 +46,7 @@ use super::jobs::{Jobs, System};
 use super::keeper::{Keeper, is_kept};
 use super::keylog::KeyLog;
 use super::reset::Memory;
+use super::resolv::NameServers;
 use super::sockets::{LARGEST, Received, Sockets};
 use super::spis::Spis;
 use crate::config::ike::{ChildSettings, Ike};
@@ -126,6 +127,7 @@ pub struct Driver {
     renewals: VecDeque<ChildId>,
     renewing: HashMap<ChildId, Instant>,
     addresses: VirtualAddresses,
+    name_servers: NameServers,
     keylog: Option<Arc<KeyLog>>,
     pub(super) memory: Memory,
     /// When the process began.
@@ -205,6 +207,7 @@ impl Driver {
             renewals: VecDeque::new(),
             renewing: HashMap::new(),
             addresses: VirtualAddresses::new(interface),
+            name_servers: NameServers::new(&recovery.state),
             keylog,
             memory,
             began,
@@ -504,8 +507,13 @@ impl Driver {
                 if let Err(problem) = self.addresses.add(sa, &configuration.addresses) {
                     warn!("{problem}");
                 }
+                self.name_servers.set(sa, &configuration.dns);
             }
-            Effect::Unconfigure => self.addresses.remove(sa.unwrap_or(SaId(0))),
+            Effect::Unconfigure => {
+                let sa = sa.unwrap_or(SaId(0));
+                self.addresses.remove(sa);
+                self.name_servers.set(sa, &[]);
+            }
             Effect::Persist(persist) => return self.memory.persist(sa, persist),
             Effect::Report(report) => self.report(&report),
         }
@@ -531,7 +539,10 @@ impl Driver {
             Report::ChildFailed { connection, name, .. } if kept(self, connection) => {
                 self.keeper.failed(now, (Arc::clone(connection), Some(Arc::clone(name))));
             }
-            Report::Rekeyed { old, new } => self.addresses.rename(*old, *new),
+            Report::Rekeyed { old, new } => {
+                self.addresses.rename(*old, *new);
+                self.name_servers.rename(*old, *new);
+            }
             _ => {}
         }
     }
@@ -685,6 +696,7 @@ impl Driver {
         let waiting: Vec<SaId> = self.blocked.keys().copied().collect();
         self.resume_all(waiting);
         self.addresses.clear();
+        self.name_servers.clear();
         recovery::end(&self.state, if delete { Ending::Everything } else { Ending::ControlOnly });
         if let Some(Stop { done, .. }) = stop {
             let _ = done.send(());

@@ -19,6 +19,7 @@ pub mod jobs;
 mod keeper;
 pub mod keylog;
 mod reset;
+pub mod resolv;
 mod rows;
 pub mod sockets;
 pub mod spis;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use postern_hwtests::config::Config;
 use postern_hwtests::config::ike::{Connection, Credential, Ike, Link, Pool};
-use postern_hwtests::party::Make;
+use postern_hwtests::party::{Make, Party};
 use postern_hwtests::peer::{Options, Version};
 use postern_hwtests::pki::{Authority, Key};
 use postern_hwtests::process::wait_for;
@@ -70,7 +70,17 @@ pub fn road_warrior(client: &Make, gateway: &Make) -> Result<()> {
         let address = assigned(stage)?;
         ensure!(address.to_string().starts_with("10.99.0."), "assigned {address}");
         carry(stage, address)?;
+        let name_servers = |expected: &str| match &stage.left {
+            Party::Postern { node, .. } => {
+                let found = std::fs::read_to_string(node.dir().join("state/resolv.conf")).unwrap_or_default();
+                ensure!(found == expected, "name servers: {found:?}, not {expected:?}");
+                Ok(())
+            }
+            Party::Swan(_) => Ok(()),
+        };
+        name_servers("nameserver 10.2.0.53\n")?;
         stage.close(NAME, true)?;
+        name_servers("")?;
         stage.establish(NAME, true)?;
         ensure!(assigned(stage)? == address, "another address the second time");
         carry(stage, address)?;
