@@ -6,8 +6,8 @@ use postern_hwtests::oracle::hex;
 use postern_hwtests::party::Party;
 use postern_hwtests::peer::Version;
 use postern_hwtests::stage::{Stage, postern, swan};
-use postern_ike::record::{SavedBody, SavedIke};
-use postern_ike::v1::cipher::{Cipher, exchange_iv};
+use postern_ike::message::IkeSpi;
+use postern_ike::record::{SavedBody, SavedIke, V1Context};
 use postern_ike::v1::delete::{DeleteContext, delete_message};
 use postern_nvram::{Backup, NoCounter, SealedFile};
 
@@ -23,6 +23,7 @@ fn saved(party: &Party) -> Result<DeleteContext> {
     };
     let SavedIke { spis, body, .. } = SavedIke::decode(record)?;
     let SavedBody::V1Context(context) = body else { anyhow::bail!("not a context of IKEv1") };
+    ensure!(is_prebuilt(&context, spis), "the prebuilt Delete is another one");
     let postern_ike::record::V1Context { skeyid_a, ka, last_block, hash } = context;
     Ok(DeleteContext { cookies: spis, skeyid_a, ka, last_block, hash })
 }
@@ -36,30 +37,16 @@ fn message(frame: &[u8], source: [u8; 4]) -> Option<&[u8]> {
     (ip.get(9) == Some(&17) && ip.get(12..16) == Some(&source)).then_some(datagram)
 }
 
-/// Whether a message is the Delete that is built from this context, byte for byte up to the padding: RFC 2409 appendix B
-/// fills the last block with zeros; strongSwan adds one zero at least, and so a block of them to what fills its blocks.
+/// Whether a message is, byte for byte, the Delete that is built from this context under its message ID.
 fn is_delete(message: &[u8], context: &DeleteContext) -> bool {
-    let read = |message: &[u8]| {
-        let (head, sealed) = message.split_at_checked(28)?;
-        let (head, rest) = head.split_at_checked(24)?;
-        let id = u32::from_be_bytes(*head.last_chunk()?);
-        let length = u32::from_be_bytes(*rest.first_chunk()?);
-        let cipher = Cipher::new(context.ka.duplicate())?;
-        let (text, _) = cipher.decrypt(exchange_iv(context.hash, &context.last_block, id), sealed)?;
-        let whole = usize::try_from(length).is_ok_and(|length| length == message.len());
-        // Both payloads' lengths, the hash's first.
-        let first = usize::from(u16::from_be_bytes([*text.get(2)?, *text.get(3)?]));
-        let (payloads, padding) = text.split_at_checked(first + 28)?;
-        whole.then(|| (head.to_vec(), id, payloads.to_vec(), padding.to_vec()))
-    };
-    let Some((head, id, payloads, padding)) = read(message) else { return false };
-    let built = delete_message(context, id).ok();
-    let Some((own_head, _, own_payloads, own_padding)) = built.as_deref().and_then(read) else {
-        return false;
-    };
-    (head, payloads) == (own_head, own_payloads)
-        && own_padding.iter().chain(&padding).all(|byte| *byte == 0)
-        && (0..16).contains(&own_padding.len())
+    let id = message.get(20..24).and_then(|id| id.first_chunk()).map_or(0, |id| u32::from_be_bytes(*id));
+    delete_message(context, id).is_ok_and(|built| built == message)
+}
+
+/// Whether the prebuilt kind is what is built later from the same context.
+fn is_prebuilt(context: &V1Context, cookies: (IkeSpi, IkeSpi)) -> bool {
+    let later = context.delete(cookies);
+    later.is_some_and(|later| context.prebuilt(cookies).deletes == [later])
 }
 
 /// RST-5: byte for byte what strongSwan 5.9.8 and 6.0.1 send, with either side as the initiator and each hash and key

@@ -4,8 +4,11 @@
 //! ```text
 //! cookies | 8 (Hash) | 1.0 | 5 (Informational) | encrypted | message ID | length | AES-CBC of:
 //!     12 (Delete) | 0 | length | HASH(1)
-//!      0          | 0 | 28     | DOI 1 | protocol 1 | SPI size 16 | 1 | both cookies | zeros up to the block
+//!      0          | 0 | 28     | DOI 1 | protocol 1 | SPI size 16 | 1 | both cookies | zeros
 //! ```
+//!
+//! One zero at least, then up to the block, as strongSwan pads: what a peer gets to see is what it has always seen. RFC
+//! 2409 appendix B asks for as many as fill the last block; whoever reads it goes by the payloads' lengths.
 //!
 //! A live SA and a node that comes back from a reset (RST-5, RST-8) build it by the same function. What it takes is all
 //! in [`DeleteContext`]: no counter is among it, and the same message ID always gives the same bytes.
@@ -61,7 +64,7 @@ pub fn delete_message(context: &DeleteContext, message_id: u32) -> Result<Vec<u8
     let hash_1 = hash.prf(skeyid_a.expose(), &[&message_id.to_be_bytes(), &delete]);
     // No hash is longer than 64 bytes.
     let hash_length = u8::try_from(4 + hash_1.len()).unwrap_or(u8::MAX);
-    let text = [&[12, 0, 0, hash_length], hash_1.expose(), &delete].concat();
+    let text = [&[12, 0, 0, hash_length], hash_1.expose(), &delete, &[0]].concat();
 
     let iv = exchange_iv(*hash, last_block, message_id);
     let cipher = Cipher::new(ka.duplicate()).ok_or(DeleteError::Key)?;
@@ -108,22 +111,23 @@ mod tests {
             (
                 Hash::Sha256,
                 16,
-                "c1c2c3c4c5c6c7c8d1d2d3d4d5d6d7d808100501123456780000005c02b4ef4dc734331af1aa705ccf20109dab9b435b
-                 e1965f4005612f1740bb34167a79d81c016aab5a8c9022ed05e4625e1a5d9c2fb5ba5329f6ca4bb97a4c5d76",
+                "c1c2c3c4c5c6c7c8d1d2d3d4d5d6d7d808100501123456780000006c02b4ef4dc734331af1aa705ccf20109dab9b435b
+                 e1965f4005612f1740bb34167a79d81c016aab5a8c9022ed05e4625e1a5d9c2fb5ba5329f6ca4bb97a4c5d76a622a52f
+                 a5667194d7683faa40c8f6d2",
             ),
             (
                 Hash::Sha384,
                 32,
-                "c1c2c3c4c5c6c7c8d1d2d3d4d5d6d7d808100501123456780000006c033be16ef1c5cfb80fa3bc9a2d0fcf8f44a0ef49
+                "c1c2c3c4c5c6c7c8d1d2d3d4d5d6d7d808100501123456780000007c033be16ef1c5cfb80fa3bc9a2d0fcf8f44a0ef49
                  a5859023d153c2c584ee64da0d72cc88db0b3337ca0a3f53b85d14dc4fc1d6a15d8e944ffe48b3d4661fd3a503ceedf0
-                 505e2f8cb2f418a90f604b95",
+                 505e2f8cb2f418a90f604b9581e01fc2a515165b71f93ddd381dd124",
             ),
             (
                 Hash::Sha512,
                 32,
-                "c1c2c3c4c5c6c7c8d1d2d3d4d5d6d7d808100501123456780000007cb781b1c42892422acf400960c6ba960682f1bf1b
+                "c1c2c3c4c5c6c7c8d1d2d3d4d5d6d7d808100501123456780000008cb781b1c42892422acf400960c6ba960682f1bf1b
                  36b2c332b4ec69e9f408a279c60d7fc1307f77e8e62b45648829b6f7e2cf2fa67e2287ae8bf16f52a38823e7980c146d
-                 ff7d2303d630ea76f5130ead1527a5433c2f52fc486f39b0e669b0a2",
+                 ff7d2303d630ea76f5130ead1527a5433c2f52fc486f39b0e669b0a2b14facb335e93ead1e6957d62d63b68f",
             ),
         ] {
             let message = delete_message(&context(hash, key), 0x1234_5678).unwrap();
