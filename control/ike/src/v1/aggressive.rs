@@ -12,6 +12,7 @@
 
 use std::sync::Arc;
 
+use super::fragments::Fragments;
 use super::keys::Exchanged;
 use super::message::{Exchange, Head, Id, Kind, NotifyKind, Payload, Payloads, parse};
 use super::phase1::{self, Judged, Keyed, NONCE};
@@ -26,7 +27,7 @@ use crate::endpoint::{Core, Now};
 use crate::ignored::Ignored;
 use crate::job::{Done, Job};
 use crate::message::IkeSpi;
-use crate::output::{Effect, Path};
+use crate::output::Path;
 use crate::report::Failure;
 use crate::v1::established::{Established, Proven};
 use crate::v1::initiator::Initiating;
@@ -324,6 +325,7 @@ impl IkeSa {
             peer: phase1::abilities(payloads),
             born: now.monotonic,
             admitted: Some(path.remote.ip()),
+            fragments: Fragments::default(),
         };
         core.compute(sa, Job::Respond { method: suite.group, public: public.clone() });
         let (id, public, nonce) = (id.clone(), public.clone(), nonce.clone());
@@ -403,7 +405,7 @@ impl Responding {
         }
         payloads.extend(phase1::vendor_ids(keyed.suite.method != keyed.suite.method.base()));
         self.response = phase1::clear(common, AGGRESSIVE, &payloads);
-        core.emit(common.id, Effect::Transmit { path: common.path, datagram: self.response.clone() });
+        common.send(core, &vec![self.response.clone()].into());
         self.step = responder::Step::Aggressive(Answering::Answered(half));
     }
 

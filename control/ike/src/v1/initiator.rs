@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::aggressive::{self, Asking};
 use super::established::{Established, Proven};
+use super::fragments::Fragments;
 use super::keys::Exchanged;
 use super::message::parse;
 use super::message::{Exchange, Kind, Payload, Payloads, emit};
@@ -93,6 +94,7 @@ impl IkeSa {
             peer: Abilities::default(),
             born: now.monotonic,
             admitted: None,
+            fragments: Fragments::default(),
         };
         let sa_i = emit::sa_body(&offer);
         let mut payloads = vec![Payload::Sa(offer)];

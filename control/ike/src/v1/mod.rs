@@ -16,6 +16,7 @@ pub mod cipher;
 mod crossing;
 pub mod delete;
 mod established;
+mod fragments;
 pub mod hash;
 mod informational;
 mod initiator;
@@ -34,6 +35,7 @@ use core::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use self::fragments::Fragments;
 pub(crate) use self::succession::Estate;
 
 use self::delete::DeleteContext;
@@ -128,6 +130,8 @@ pub(crate) struct Common {
     pub(crate) born: Instant,
     /// It counts as half-open, of this source.
     pub(crate) admitted: Option<IpAddr>,
+    /// Of a message that is coming in.
+    pub(crate) fragments: Fragments,
 }
 
 /// What the peer's vendor IDs say.
@@ -137,6 +141,8 @@ pub(crate) struct Abilities {
     pub(crate) dpd: bool,
     /// RFC 3947.
     pub(crate) nat_t: bool,
+    /// It takes messages in fragments.
+    pub(crate) fragments: bool,
 }
 
 enum State {
@@ -162,8 +168,18 @@ impl Common {
 
     /// Sends datagrams along another path.
     pub(crate) fn send_to(&self, core: &mut Core, path: Path, datagrams: &Datagrams) {
+        let wanted = self.connection.as_ref().is_none_or(|connection| connection.fragmentation);
+        // UDP and IP come before it, and on 4500 four zeros.
+        let before = if path.remote.is_ipv4() { 28 } else { 48 } + if path.natt { 4 } else { 0 };
+        let limit = usize::from(core.settings.fragment_size).saturating_sub(before);
         for datagram in datagrams {
-            core.emit(self.id, Effect::Transmit { path, datagram: datagram.clone() });
+            if self.peer.fragments && wanted {
+                for datagram in fragments::split(datagram, limit) {
+                    core.emit(self.id, Effect::Transmit { path, datagram });
+                }
+            } else {
+                core.emit(self.id, Effect::Transmit { path, datagram: datagram.clone() });
+            }
         }
     }
 
@@ -271,6 +287,14 @@ impl IkeSa {
         let known = self.common.cookie_r != IkeSpi::NONE && head.cookie_r != IkeSpi::NONE;
         if head.cookie_i != self.common.cookie_i || (known && head.cookie_r != self.common.cookie_r) {
             return self.common.ignore(core, now, path, Ignored::UnknownSpi);
+        }
+        if first == Kind::FRAGMENT {
+            return match self.common.fragments.take(body) {
+                Ok(Some(whole)) if !fragments::is_one(&whole) => self.receive(core, now, path, &whole),
+                Ok(Some(_)) => self.common.ignore(core, now, path, Ignored::Fragment),
+                Ok(None) => {}
+                Err(reason) => self.common.ignore(core, now, path, reason),
+            };
         }
         let arrived = Arrived { path, datagram, head, first, body };
         let common = &mut self.common;

@@ -8,7 +8,7 @@ use super::keys::{Exchanged, Keys};
 use super::message::parse::{self, Chain};
 use super::message::{Exchange, Head, Id, Kind, Notify, NotifyKind, Payload, Payloads, emit};
 use super::proposal::{Method, Phase1};
-use super::{Abilities, Arrived, Common};
+use super::{Abilities, Arrived, Common, fragments};
 use crate::Secret;
 use crate::auth::certificate::Presented;
 use crate::auth::identity::Identity;
@@ -34,7 +34,8 @@ const XAUTH: [u8; 8] = [0x09, 0x00, 0x26, 0x89, 0xdf, 0xd6, 0xb7, 0x12];
 
 /// What this side says that it can.
 pub(super) fn vendor_ids(xauth: bool) -> Vec<Payload> {
-    let mut all = vec![Payload::VendorId(NAT_T.to_vec()), Payload::VendorId(DPD.to_vec())];
+    let mut all: Vec<_> =
+        [&NAT_T[..], &DPD, &fragments::VENDOR_ID].map(|id| Payload::VendorId(id.to_vec())).into();
     if xauth {
         all.push(Payload::VendorId(XAUTH.to_vec()));
     }
@@ -44,7 +45,9 @@ pub(super) fn vendor_ids(xauth: bool) -> Vec<Payload> {
 /// What the peer says that it can.
 pub(super) fn abilities(payloads: Payloads<'_>) -> Abilities {
     let dpd = DPD.first_chunk::<14>().is_some_and(|id| payloads.has_vendor(id));
-    Abilities { dpd, nat_t: payloads.has_vendor(&NAT_T) }
+    let common = fragments::VENDOR_ID.get(..fragments::VENDOR_ID_COMMON);
+    let fragments = common.is_some_and(|id| payloads.has_vendor(id));
+    Abilities { dpd, nat_t: payloads.has_vendor(&NAT_T), fragments }
 }
 
 /// How a connection authenticates in phase 1; `None` if IKEv1 cannot.

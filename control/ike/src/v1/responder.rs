@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::aggressive::Answering;
 use super::established::{Established, Proven};
+use super::fragments::Fragments;
 use super::keys::Exchanged;
 use super::message::parse;
 use super::message::{Exchange, Head, Kind, Notify, NotifyKind, Payload, Payloads, Proposal, emit};
@@ -140,6 +141,7 @@ impl IkeSa {
             peer: phase1::abilities(payloads),
             born: now.monotonic,
             admitted: Some(path.remote.ip()),
+            fragments: Fragments::default(),
         };
         let mut more = vec![Payload::Sa(answer)];
         more.extend(phase1::vendor_ids(suite.method != suite.method.base()));
@@ -169,7 +171,7 @@ impl IkeSa {
         if let State::Responding(state) = &self.state
             && !state.response.is_empty()
         {
-            core.emit(self.common.id, Effect::Transmit { path, datagram: state.response.clone() });
+            self.common.send_to(core, path, &vec![state.response.clone()].into());
         }
         core.ignore(now, Some(self.common.id), path, Ignored::Duplicate);
     }
@@ -283,7 +285,7 @@ impl Responding {
                 }
                 let message = phase1::clear(common, MAIN, &payloads);
                 self.recent.answered(&datagram, vec![message.clone()].into());
-                core.emit(common.id, Effect::Transmit { path: common.path, datagram: message });
+                common.send(core, &vec![message].into());
                 let sa_i = std::mem::take(&mut self.sa_i);
                 let with =
                     Exchanged { cookies, public: (public, own), nonces: (nonce, own_nonce), shared, sa_i };

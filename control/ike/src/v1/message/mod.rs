@@ -59,6 +59,7 @@ numbers! {
         ATTRIBUTES = 14,
         NAT_D = 20,
         NAT_OA = 21,
+        FRAGMENT = 132,
     }
     /// Notify message types (RFC 2408 section 3.14.1, RFC 2407 section 4.6.3, RFC 3706).
     NotifyKind(u16) {
