@@ -7,6 +7,8 @@
 //! the clear about the established IKE SA, for its initiator; or a reset of one of them, which then goes on with what was
 //! saved of it (RST-2), or has lost all and shows its token (RFC 6290).
 
+pub mod v1;
+
 use core::net::IpAddr;
 use core::time::Duration;
 use std::collections::BTreeMap;
