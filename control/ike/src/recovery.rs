@@ -25,7 +25,7 @@ use crate::crypto::sk::Opener;
 use crate::endpoint::Now;
 use crate::message::IkeSpi;
 use crate::message::parse::{self, Body};
-use crate::message::registry::ExchangeType;
+use crate::message::registry::{ExchangeType, PayloadType, ProtocolId};
 use crate::output::Path;
 use crate::record::{DeleteBuilder, PeerTag, Prebuilt, SavedBody, SavedIke, Unanswered};
 
@@ -156,6 +156,8 @@ struct Telling {
     source: Source,
     /// The request before the Deletes.
     repeated: Option<Vec<u8>>,
+    /// Its message ID, if it is a Delete of the IKE SA itself: a clean stop that the peer did not answer.
+    goodbye: Option<u32>,
     /// Message ID of the first Delete; `None`: nothing is answered.
     first_id: Option<u32>,
     /// See [`Prebuilt::doubtful`].
@@ -403,6 +405,7 @@ impl Telling {
             SavedBody::Whole(whole) => SavedBody::V2Context(whole.into_context()),
             body => body,
         };
+        let mut goodbye = None;
         let (source, repeated, first_id, doubtful, deletes) = match body {
             SavedBody::Whole(_) => return None,
             SavedBody::V2Context(context) => {
@@ -413,15 +416,18 @@ impl Telling {
                     ids: ids.clone(),
                 };
                 let doubtful = context.unanswered == Unanswered::Long;
+                let own = Opener::from_saved(context.protection, &context.own);
                 let repeated = match context.unanswered {
                     Unanswered::Kept(request) => Some(request),
                     Unanswered::None | Unanswered::Long => None,
                 };
+                goodbye = own.zip(repeated.as_ref()).and_then(|(own, request)| goodbye_with(&own, request));
                 (source, repeated, Some(*ids.first()?), doubtful, Vec::new())
             }
             SavedBody::V1Context(context) => (Source::Built, None, None, false, vec![context.delete(spis)?]),
             SavedBody::Prebuilt(Prebuilt { answered, doubtful, repeated, deletes }) => {
                 let first = parse::peek(deletes.first()?)?.head.message_id;
+                goodbye = repeated.as_ref().and_then(|request| goodbye_like(deletes.first()?, request));
                 (Source::Built, repeated, answered.then_some(first), doubtful, deletes)
             }
         };
@@ -435,6 +441,7 @@ impl Telling {
             moves: 0,
             source,
             repeated,
+            goodbye,
             first_id,
             doubtful,
             deletes,
@@ -483,6 +490,9 @@ impl Telling {
         if !head.response {
             return Judgement::Alive;
         }
+        if self.goodbye == Some(head.message_id) && head.exchange == ExchangeType::INFORMATIONAL {
+            return Judgement::Told;
+        }
         let answered = head.message_id.checked_sub(first).and_then(|at| usize::try_from(at).ok());
         match answered.filter(|at| *at < self.used && head.exchange == ExchangeType::INFORMATIONAL) {
             None => Judgement::Nothing,
@@ -490,6 +500,24 @@ impl Telling {
             Some(_) => Judgement::Told,
         }
     }
+}
+
+/// The message ID of a request, if it is a Delete of the IKE SA.
+fn goodbye_with(own: &Opener, request: &[u8]) -> Option<u32> {
+    let parsed = parse::message(request).ok()?;
+    let Body::Encrypted { first_inner: PayloadType::DELETE, aad, sealed } = parsed.body else { return None };
+    // Generic header, then the protocol (RFC 7296 section 3.11).
+    let of_ike = own.open(aad, sealed)?.get(4) == Some(&ProtocolId::IKE.0);
+    of_ike.then_some(parsed.head.message_id)
+}
+
+/// The same without keys: a Delete that is as long as the `finished` one, where the length is not rounded up to blocks: it
+/// names no SPI.
+fn goodbye_like(finished: &[u8], request: &[u8]) -> Option<u32> {
+    let parsed = parse::message(request).ok()?;
+    let is_delete = matches!(parsed.body, Body::Encrypted { first_inner: PayloadType::DELETE, .. });
+    let told = is_delete && request.len() == finished.len() && !request.len().is_multiple_of(4);
+    told.then_some(parsed.head.message_id)
 }
 
 /// The first 16 bytes of a message of either version.

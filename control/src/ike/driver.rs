@@ -56,6 +56,9 @@ use crate::recovery::{self, Ending};
 /// Datagrams that are read before anything else has its turn.
 const BATCH: usize = 256;
 
+/// How long peers have to answer a last Delete; those that have not are told again at the next start.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// Housekeeping.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -140,6 +143,8 @@ pub struct Driver {
     ready: bool,
     trouble_next: Instant,
     shares_natt: bool,
+    /// It was told to end, and until then peers may answer.
+    ending: Option<(Stop, Instant)>,
 }
 
 impl Driver {
@@ -216,6 +221,7 @@ impl Driver {
             ready: false,
             trouble_next: now,
             shares_natt,
+            ending: None,
         };
         this.configure(config);
         this.go_on(whole, &recovery.settings);
@@ -231,18 +237,26 @@ impl Driver {
             this.pump();
             this.memory.flush();
             this.tell();
+            if this.has_ended() {
+                this.end();
+                return Ok(());
+            }
             let burst = this.memory.deadline();
             let timeout = this.endpoint.poll_timeout();
-            let next = [burst, timeout].into_iter().flatten().min();
+            let ending = this.ending.as_ref().map(|(_, until)| *until);
+            let next = [burst, timeout, ending].into_iter().flatten().min();
             if let Some(next) = next.filter(|next| *next != due) {
                 due = next;
                 timer.as_mut().reset(due.into());
             }
             tokio::select! {
                 biased;
-                stopped = &mut stop => {
-                    this.end(stopped.ok());
-                    return Ok(());
+                stopped = &mut stop, if ending.is_none() => {
+                    let Ok(stop) = stopped else {
+                        this.end();
+                        return Ok(());
+                    };
+                    this.stop(stop);
                 }
                 notice = notices.recv() => {
                     // The supervisor is gone only when the daemon ends.
@@ -266,7 +280,7 @@ impl Driver {
                         this.resume_all(sas);
                     }
                 }
-                command = commands.recv(), if commanded => match command {
+                command = commands.recv(), if commanded && ending.is_none() => match command {
                     Some(command) => this.command(command),
                     None => commanded = false,
                 },
@@ -278,7 +292,7 @@ impl Driver {
                         this.endpoint.handle_timeout(now_is());
                     }
                 }
-                _ = tick.tick() => this.tick(),
+                _ = tick.tick(), if ending.is_none() => this.tick(),
                 Some(addresses) = addresses.recv() => this.addresses_changed(&addresses),
                 index = readable(this.sockets.as_ref()), if this.ready || burst.is_some() => {
                     this.receive(index, &mut buffer);
@@ -615,7 +629,7 @@ impl Driver {
             Told::HardLimit(child) => self.endpoint.hard_limit(now, child),
             Told::Moved(child, remote, port) => self.endpoint.peer_moved(now, child, remote, port),
             Told::Acquire { connection, child, packet } => {
-                if self.keeper.is_down(&connection) {
+                if self.keeper.is_down(&connection) || self.ending.is_some() {
                     return;
                 }
                 let happened = Happened {
@@ -680,23 +694,34 @@ impl Driver {
         self.keeper.hurry(now.monotonic);
     }
 
-    /// The end: what has to be said to peers is said once.
-    fn end(&mut self, stop: Option<Stop>) {
-        let delete = stop.as_ref().is_some_and(|stop| stop.delete);
-        if delete {
+    /// What has to be said to peers before the end is said; they have a moment to answer.
+    fn stop(&mut self, stop: Stop) {
+        if stop.delete {
             let all: Vec<SaId> = self.endpoint.sas(now_is()).map(|sa| sa.id).collect();
             for sa in all {
                 // One that is just ending by itself is as good.
                 let _ = self.endpoint.terminate(now_is(), &Target::Ike(sa));
             }
-            self.pump();
         }
+        self.ending = Some((stop, Instant::now() + LAST_WORDS));
+    }
+
+    /// It was told to end, and there is nothing left to wait for.
+    fn has_ended(&self) -> bool {
+        self.ending.as_ref().is_some_and(|(stop, until)| {
+            !stop.delete || *until <= Instant::now() || self.endpoint.sas(now_is()).next().is_none()
+        })
+    }
+
+    fn end(&mut self) {
         // What waited for its record goes out with it.
         self.memory.close();
         let waiting: Vec<SaId> = self.blocked.keys().copied().collect();
         self.resume_all(waiting);
         self.addresses.clear();
         self.name_servers.clear();
+        let stop = self.ending.take().map(|(stop, _)| stop);
+        let delete = stop.as_ref().is_some_and(|stop| stop.delete);
         recovery::end(&self.state, if delete { Ending::Everything } else { Ending::ControlOnly });
         if let Some(Stop { done, .. }) = stop {
             let _ = done.send(());
