@@ -265,6 +265,9 @@ impl Page<'_> {
             let quantiles = [("0.5", 500), ("0.99", 990)];
             let series = quantiles.map(|(name, part)| ([("quantile", name)], nanoseconds(part)));
             self.gauges("backup_durable_nanoseconds", "Time until a record is durable", series)?;
+        } else if !report.problems.is_empty() {
+            // There should be one: no keys, or no thread.
+            self.gauge("backup_failing", "Whether the backup cannot be written", 1)?;
         }
         let burst = match &report.burst {
             Some(burst) => burst,
@@ -394,6 +397,28 @@ mod tests {
         for reason in DropReason::ALL {
             assert!(text.contains(&format!("reason=\"{}\"", reason.label())));
         }
+    }
+
+    /// OPS-3, RST-11: a backup that cannot be written is a number, whether it was ever opened or not.
+    #[test]
+    fn ops_3_metrics_of_a_backup_that_fails() {
+        let failing = |edit: fn(&mut Report)| {
+            let mut snapshot = snapshot();
+            edit(snapshot.recovery.as_mut().unwrap());
+            let text = render(snapshot).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix("postern_backup_failing "));
+            line.map(str::to_owned)
+        };
+        assert_eq!(failing(|_| {}).as_deref(), Some("0"));
+        let full = |report: &mut Report| {
+            report.backup = Some(Stats { problem: Some("full".to_owned()), ..Stats::default() });
+        };
+        assert_eq!(failing(full).as_deref(), Some("1"));
+        let none = |report: &mut Report| {
+            (report.backup, report.problems) = (None, vec!["no keys".to_owned()]);
+        };
+        assert_eq!(failing(none).as_deref(), Some("1"));
+        assert_eq!(failing(|report| report.backup = None), None, "switched off");
     }
 
     /// A datapath that is down leaves its numbers out instead of showing zeros.

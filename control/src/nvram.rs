@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use postern_nvram::{
-    Backup, COUNTER_INDEX, FileReport, Inspection, KeyError, KeyRing, MonotonicCounter, NoCounter,
-    Protection, ReadError, Report, Tpm2Counter, generate, read_public, write_public,
+    Backup, Blocks, COUNTER_INDEX, FileReport, Inspection, KeyError, KeyRing, MonotonicCounter, NoCounter,
+    Protection, ReadError, Report, SMALLEST, Tpm2Counter, generate, read_public, write_public,
 };
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -87,12 +87,12 @@ pub enum KeyCommand {
 pub enum SnapshotCommand {
     /// What a backup says about itself: counts, ages, sizes; needs no key
     Inspect {
-        /// A file, or the directory with the backup
+        /// A file, the directory with the backup, or the device
         path: PathBuf,
     },
     /// Decrypt a backup and say what of it would be used after a reset
     Verify {
-        /// A file, or the directory with the backup
+        /// A file, the directory with the backup, or the device
         path: PathBuf,
         /// Where they are.
         #[command(flatten)]
@@ -235,17 +235,14 @@ pub fn key(command: &KeyCommand) -> Result<Outcome, Refusal> {
 pub fn snapshot(command: &SnapshotCommand, now: SystemTime) -> Result<Outcome, Refusal> {
     match command {
         SnapshotCommand::Inspect { path } => {
-            let files = if path.is_dir() {
-                let names = Backup::list(path).map_err(|error| Refusal::Io { path: path.clone(), error })?;
-                names.iter().map(|name| path.join(name)).collect()
-            } else {
-                vec![path.clone()]
-            };
-            let inspected = files.into_iter().map(|file| -> Result<_, Refusal> {
-                let inspection = Backup::inspect(&file)?;
-                Ok((file, inspection))
+            if !path.exists() {
+                return Err(Refusal::Io { path: path.clone(), error: io::ErrorKind::NotFound.into() });
+            }
+            let inspected = Backup::inspect(path)?.into_iter().map(|(name, inspection)| {
+                let file = if path.is_dir() { path.join(name) } else { path.clone() };
+                Ok((file, inspection?))
             });
-            Ok(inspected_outcome(&inspected.collect::<Result<Vec<_>, _>>()?, now))
+            Ok(inspected_outcome(&inspected.collect::<Result<Vec<_>, Refusal>>()?, now))
         }
         SnapshotCommand::Verify { path, keys, counter } => {
             if !path.exists() {
@@ -342,8 +339,9 @@ fn verified_line(file: &FileReport) -> String {
     format!("{name}: {status}; {checkpoint_records} records, {changes} changes{wrong}\n")
 }
 
-/// What the preflight check says of the backup whose keys are in `directory`.
-pub fn check(directory: &Path) -> Vec<Finding> {
+/// What the preflight check says of the backup whose keys are in `directory`, and which is there too unless there is a
+/// `device`.
+pub fn check(directory: &Path, device: Option<&Path>) -> Vec<Finding> {
     const SUBJECT: &str = "backup";
     let finding = |level, text: String, fix: Option<&str>| Finding {
         level,
@@ -352,7 +350,11 @@ pub fn check(directory: &Path) -> Vec<Finding> {
         fix: fix.map(str::to_owned),
     };
     let shown = directory.display();
-    let mut findings = Vec::new();
+    let mut findings: Vec<_> = device
+        .and_then(device_problem)
+        .map(|text| finding(Level::Fail, text, Some("without it no peer is told after a reset")))
+        .into_iter()
+        .collect();
     match fs::metadata(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             findings.push(finding(Level::Ok, format!("{shown} is made at the first start"), None));
@@ -405,15 +407,29 @@ pub fn check(directory: &Path) -> Vec<Finding> {
     {
         findings.push(finding(Level::Fail, error.to_string(), Some("`chmod 600`, or `postern key rotate`")));
     }
-    let backup = directory.join(BACKUP);
-    let newest = Backup::list(&backup).ok().and_then(|names| names.last().map(|name| backup.join(name)));
-    if let Some(Ok(inspection)) = newest.map(|path| Backup::inspect(&path))
+    let beside = directory.join(BACKUP);
+    let newest = Backup::inspect(device.unwrap_or(&beside)).ok().and_then(|mut files| files.pop());
+    if let Some((_, Ok(inspection))) = newest
         && inspection.counter.is_none()
     {
         let text = "nothing shows when an older backup is put back: it is written without a counter".into();
         findings.push(finding(Level::Warn, text, Some("storage that others can write should not hold it")));
     }
     findings
+}
+
+/// Why a backup cannot be on this device, without writing to it.
+fn device_problem(device: &Path) -> Option<String> {
+    let shown = device.display();
+    let opened = fs::OpenOptions::new().read(true).write(true).open(device);
+    let Ok(file) = opened.as_ref() else { return opened.err().map(|error| format!("{shown}: {error}")) };
+    match file.size() {
+        Ok(size) if size < SMALLEST => {
+            Some(format!("{shown} has {}; {} is the least", bytes(size), bytes(SMALLEST)))
+        }
+        Ok(_) => Backup::inspect(device).err().map(|error| format!("{shown}: {error}")),
+        Err(error) => Some(format!("{shown}: {error}")),
+    }
 }
 
 #[cfg(test)]

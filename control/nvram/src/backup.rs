@@ -14,6 +14,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::counter::{CounterError, MonotonicCounter};
+use crate::device::{Blocks, Device};
 use crate::format::{DataKey, FrameHeader, HEADER_LEN, Header, HeaderError, Kind, MAX_PLAINTEXT, headers};
 use crate::holder::{KeyError, KeyHolder};
 use crate::keys::{KeyId, KeyRing};
@@ -130,6 +131,9 @@ pub struct Inspection {
     pub payload_bytes: u64,
 }
 
+/// A file's name, and what it shows.
+pub type Inspected = (String, Result<Inspection, ReadError>);
+
 /// Why there is no backup to speak of.
 #[derive(Debug, Error)]
 pub enum ReadError {
@@ -148,8 +152,8 @@ pub enum ReadError {
 }
 
 impl Backup {
-    /// Reads all generations of a directory, or one file, and merges them, the newest last. A directory that is not
-    /// there is an empty backup. The private half is asked for only if there is a file, and wiped before this returns.
+    /// Reads all generations of a directory or a device, or one file, and merges them, the newest last. A place that is
+    /// not there is an empty backup. The private half is asked for only if there is a file, and wiped before this returns.
     ///
     /// # Errors
     /// The directory cannot be listed, the holder or the counter fail. What is wrong with files is in the report.
@@ -158,17 +162,7 @@ impl Backup {
         holder: &dyn KeyHolder,
         counter: &mut dyn MonotonicCounter,
     ) -> Result<Self, ReadError> {
-        let mut files = Vec::new();
-        if path.is_file() {
-            files.push((file_name(path), storage::read(path)));
-        } else if path.try_exists()? {
-            for name in storage::list(path)? {
-                if name.ends_with(SUFFIX) {
-                    let bytes = storage::read(&path.join(&name));
-                    files.push((name, bytes));
-                }
-            }
-        }
+        let files = storage::read_all(path)?;
         Self::read_files(files, holder, counter)
     }
 
@@ -184,6 +178,18 @@ impl Backup {
         let names = storage.list()?.into_iter().filter(|name| name.ends_with(SUFFIX));
         let files = names.map(|name| (name.clone(), storage.read(&name))).collect();
         Self::read_files(files, holder, counter)
+    }
+
+    /// [`Backup::read`] of a device, which someone else may have open.
+    ///
+    /// # Errors
+    /// As there, and if there is something else on it.
+    pub fn read_device(
+        blocks: &dyn Blocks,
+        holder: &dyn KeyHolder,
+        counter: &mut dyn MonotonicCounter,
+    ) -> Result<Self, ReadError> {
+        Self::read_files(Device::read_files(blocks)?, holder, counter)
     }
 
     fn read_files(
@@ -230,26 +236,17 @@ impl Backup {
         Ok(Self { records, report })
     }
 
-    /// What a file shows to someone without any key.
-    ///
-    /// # Errors
-    /// It cannot be read, is not a backup, or its header is damaged.
-    pub fn inspect(path: &Path) -> Result<Inspection, ReadError> {
-        inspect_bytes(&storage::read(path)?).map_err(ReadError::File)
-    }
-
-    /// The names of the backups in a directory, oldest generation first. None if the directory is not there.
+    /// What the files at `path`, a directory, a device or one file, show to someone without any key; the oldest
+    /// generation of a directory first.
     ///
     /// # Errors
     /// It cannot be listed.
-    pub fn list(directory: &Path) -> io::Result<Vec<String>> {
-        if !directory.try_exists()? {
-            return Ok(Vec::new());
-        }
-        let mut names: Vec<_> =
-            storage::list(directory)?.into_iter().filter(|name| name.ends_with(SUFFIX)).collect();
-        names.sort();
-        Ok(names)
+    pub fn inspect(path: &Path) -> Result<Vec<Inspected>, ReadError> {
+        let inspect = |(name, bytes): (String, io::Result<Vec<u8>>)| {
+            let inspection = bytes.map_err(ReadError::Io);
+            (name, inspection.and_then(|bytes| inspect_bytes(&bytes).map_err(ReadError::File)))
+        };
+        Ok(storage::read_all(path)?.into_iter().map(inspect).collect())
     }
 }
 
@@ -537,10 +534,6 @@ fn status_of(reason: HeaderError) -> FileStatus {
 fn not_zero(file: &[u8], end: usize) -> u64 {
     let behind = file.get(end..).unwrap_or_default();
     u64_of(behind.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1))
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned())
 }
 
 /// A `usize` has at most 64 bits wherever this builds.

@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::backup::{Backup, inspect_bytes};
 use crate::counter::NoCounter;
+use crate::device::Blocks;
 use crate::format::HEADER_LEN;
 use crate::holder::{KeyError, KeyHolder};
 use crate::keys::{KeyRing, PrivateKey, generate};
@@ -20,6 +21,9 @@ use crate::storage::{Storage, StorageFile};
 use crate::store::{Change, Key, Options, Store};
 
 const SECTOR: usize = 512;
+
+/// The name of the only file of a medium that is a device.
+const DEVICE: &str = "device";
 
 /// A medium; clones are the same one.
 #[derive(Clone, Default)]
@@ -139,6 +143,11 @@ impl Medium {
         medium
     }
 
+    /// A medium that is one device of so many bytes, all zeros; its [`Blocks`] are that device's.
+    pub fn device(size: usize) -> Self {
+        Self::of([(DEVICE.to_owned(), vec![0; size])])
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -236,6 +245,30 @@ fn write_at(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     }
     if let Some(to) = file.get_mut(at..end) {
         to.copy_from_slice(bytes);
+    }
+}
+
+/// Of the first file: see [`Medium::device`].
+impl Blocks for Medium {
+    fn size(&self) -> io::Result<u64> {
+        let state = self.state();
+        Ok(state.files.first().map_or(0, |file| u64::try_from(file.now.len()).unwrap_or(u64::MAX)))
+    }
+
+    fn read_at(&self, at: u64, into: &mut [u8]) -> io::Result<usize> {
+        let state = self.state();
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        let from = state.files.first().and_then(|file| file.now.get(at..)).unwrap_or_default();
+        into.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+        Ok(from.len().min(into.len()))
+    }
+
+    fn write_at(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.state().write(0, usize::try_from(at).unwrap_or(usize::MAX), bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.state().flush(0)
     }
 }
 

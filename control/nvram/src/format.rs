@@ -187,7 +187,7 @@ impl Reader<'_> {
 }
 
 /// Against accidents only, and for those who have no key; what holds against people is the seal.
-fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_LEN] {
+pub(crate) fn checksum(bytes: &[u8]) -> [u8; CHECKSUM_LEN] {
     let digest = digest::digest(&digest::SHA256, bytes);
     digest.as_ref().first_chunk().copied().unwrap_or_default()
 }

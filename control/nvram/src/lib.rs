@@ -21,18 +21,20 @@
 //! 4. *Erase*: the checkpoint that says "nothing before me counts" is durable first, then the counter is advanced, then
 //!    the older files lose their keys (overwritten, `fdatasync`) and their names, and the directory is flushed.
 //!
+//! The same on a block device, which has no names: see [`Device`] and the head of its file.
+//!
 //! A reset at any point leaves every batch whose commit returned. Of one that was under way, what is intact is used and
 //! reported as uncommitted: its removals are not, because telling a peer twice does less harm than not telling it.
 //!
 //! # After a reset
 //! ```text
-//! let backup = Backup::read(directory, holder, counter)?;       // all generations that are there, merged
-//! let mut store = Store::open(options, &public, counter)?;      // a new generation beside the old ones
-//! store.commit(puts of all records still to be dealt with)?;    // now durable in the new one
-//! store.erase_older()?;                                         // the old ones are gone
-//! store.commit(removal of each record as it is dealt with)?;    // a second reset goes on here
+//! let backup = Backup::read(path, holder, counter)?;                 // all generations that are there, merged
+//! let (store, _) = Store::take_over(options, &public, counter, &records still to be dealt with)?;
+//! store.commit(removal of each record as it is dealt with)?;         // a second reset goes on here
 //! ```
-//! Whoever removes records before `erase_older` gets them back from the old file at the next reset.
+//! [`Store::take_over`] writes a new generation with these records before it removes the old ones. Where both are to stand
+//! beside each other for a while there are [`Store::open`] and [`Store::erase_older`]; whoever removes records between
+//! them gets them back from the old file at the next reset.
 //!
 //! # Who can do what
 //! Reading the storage yields ciphertext. Writing to it yields a backup that is missing records or is an old one; the
@@ -43,6 +45,7 @@
 
 mod backup;
 mod counter;
+mod device;
 #[cfg(any(test, feature = "exercise"))]
 pub mod exercise;
 mod format;
@@ -52,13 +55,14 @@ mod storage;
 mod store;
 mod tpm;
 
-pub use backup::{Backup, FileReport, FileStatus, Inspection, ReadError, Report};
+pub use backup::{Backup, FileReport, FileStatus, Inspected, Inspection, ReadError, Report};
 pub use counter::{CounterError, MonotonicCounter, NoCounter};
+pub use device::{Blocks, Device, REGIONS, SMALLEST};
 pub use format::{FRAME_OVERHEAD, HEADER_LEN, MAX_RECORD};
 pub use holder::{
     KeyError, KeyHolder, Passphrase, Protection, SealedFile, SystemdCredential, read_public, write_public,
 };
 pub use keys::{KeyId, KeyRing, KeyText, PrivateKey, PublicKey, generate};
-pub use storage::{Directory, Storage, StorageFile, erase};
+pub use storage::{Directory, Place, Storage, StorageFile, erase};
 pub use store::{Change, Checkpoint, Key, Options, Store, StoreError};
 pub use tpm::{COUNTER_INDEX, Tpm2, Tpm2Counter};

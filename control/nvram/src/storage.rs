@@ -1,4 +1,5 @@
-//! Where files are kept: a trait, so that tests can cut the power at every byte, and a directory of a file system.
+//! Where files are kept: a trait, so that tests can cut the power at every byte, and a directory of a file system. The
+//! other place is a [`Device`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::device::{self, Device};
 use crate::format::HEADER_LEN;
 
 /// What a backup file's name ends with.
@@ -15,7 +17,7 @@ pub(crate) const SUFFIX: &str = ".nvram";
 pub(crate) const UNFINISHED: &str = ".new";
 
 /// Most bytes of a file that is read: a million records of the largest size.
-const MAX_FILE: u64 = 4 << 30;
+pub(crate) const MAX_FILE: u64 = 4 << 30;
 
 /// Files by name. Nothing is durable before the `sync` that the crate's documentation names.
 pub trait Storage: Send {
@@ -31,6 +33,10 @@ pub trait Storage: Send {
     fn remove(&mut self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals durable.
     fn sync(&mut self) -> io::Result<()>;
+    /// Files that can still be created, as far as that is limited.
+    fn free(&mut self) -> io::Result<usize> {
+        Ok(usize::MAX)
+    }
 }
 
 /// A file that is being written.
@@ -41,6 +47,56 @@ pub trait StorageFile: Send {
     fn sync(&mut self) -> io::Result<()>;
     /// Overwrites the header, and with it the sealed data key, with zeros, durably.
     fn destroy_key(&mut self) -> io::Result<()>;
+    /// Bytes that can still be appended, as far as that is known.
+    fn room(&self) -> u64 {
+        u64::MAX
+    }
+}
+
+/// Where a backup is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a directory, made if it is not there.
+    Directory(PathBuf),
+    /// On a block device, or in a file of a fixed size.
+    Device(PathBuf),
+}
+
+impl Place {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Directory(path) | Self::Device(path) => path,
+        }
+    }
+
+    /// Opens it for writing.
+    ///
+    /// # Errors
+    /// It is not there and cannot be made, cannot be written, or another process has it.
+    pub fn open(&self) -> io::Result<Box<dyn Storage>> {
+        Ok(match self {
+            Self::Directory(path) => Box::new(Directory::open(path)?),
+            Self::Device(path) => Box::new(Device::open(path)?),
+        })
+    }
+}
+
+/// The backups at `path`, a directory, a device or one file, by name; none if nothing is there.
+pub(crate) fn read_all(path: &Path) -> io::Result<Vec<(String, io::Result<Vec<u8>>)>> {
+    if device::is_device(path) {
+        return Device::read_files(&File::open(path)?);
+    }
+    if path.is_file() {
+        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        return Ok(vec![(name, read(path))]);
+    }
+    if !path.try_exists()? {
+        return Ok(Vec::new());
+    }
+    let mut names: Vec<_> = list(path)?.into_iter().filter(|name| name.ends_with(SUFFIX)).collect();
+    names.sort();
+    Ok(names.into_iter().map(|name| (name.clone(), read(&path.join(name)))).collect())
 }
 
 /// A directory of a file system, owned by one process at a time.
@@ -56,14 +112,19 @@ impl Directory {
     pub fn open(path: &Path) -> io::Result<Self> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path)?;
         let handle = File::open(path)?;
-        flock(&handle, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            rustix::io::Errno::WOULDBLOCK => {
-                io::Error::new(io::ErrorKind::ResourceBusy, "in use by another process")
-            }
-            other => other.into(),
-        })?;
+        lock(&handle)?;
         Ok(Self { path: path.to_owned(), handle })
     }
+}
+
+/// Keeps other processes away for as long as `file` is open.
+pub(crate) fn lock(file: &File) -> io::Result<()> {
+    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
+        rustix::io::Errno::WOULDBLOCK => {
+            io::Error::new(io::ErrorKind::ResourceBusy, "in use by another process")
+        }
+        other => other.into(),
+    })
 }
 
 impl Storage for Directory {
@@ -112,17 +173,13 @@ impl StorageFile for File {
     }
 }
 
-/// Removes every backup of a directory, keys first (RST-7). The directory itself stays; it is none if it is not there.
+/// Removes every backup of a place, keys first (RST-7). The place itself stays; a directory need not be there.
 /// Fails if a process has it open.
-pub fn erase(path: &Path) -> io::Result<()> {
-    if !path.try_exists()? {
+pub fn erase(place: &Place) -> io::Result<()> {
+    if !place.path().try_exists()? {
         return Ok(());
     }
-    erase_all(&mut Directory::open(path)?)
-}
-
-/// The same, of any storage.
-pub(crate) fn erase_all(storage: &mut dyn Storage) -> io::Result<()> {
+    let mut storage = place.open()?;
     for name in storage.list()? {
         if is_ours(&name) {
             storage.remove(&name)?;

@@ -18,7 +18,7 @@ use crate::format::{
     self, DataKey, FRAME_OVERHEAD, Fields, FrameHeader, HEADER_LEN, KEY_LEN, Kind, MAX_PLAINTEXT, MAX_RECORD,
 };
 use crate::keys::{KeyId, PublicKey};
-use crate::storage::{Directory, SUFFIX, Storage, StorageFile, UNFINISHED, is_ours, is_unfinished};
+use crate::storage::{Place, SUFFIX, Storage, StorageFile, UNFINISHED, is_ours, is_unfinished};
 
 /// What a record is found by: for an IKE SA its two SPIs (cookies).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,8 +58,8 @@ impl fmt::Debug for Change {
 /// Where a store is and how often it is written anew.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The directory, made if it is not there.
-    pub directory: PathBuf,
+    /// Where the backup is.
+    pub place: Place,
     /// Longest time between two checkpoints, and with it the life of a data key.
     pub checkpoint: Duration,
     /// Bytes of journal that make a checkpoint due before that.
@@ -70,10 +70,15 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults: 300 s (three times in fifteen minutes, RST-1), 64 MiB, one hour.
+    /// The defaults, in a directory: 300 s (three times in fifteen minutes, RST-1), 64 MiB, one hour.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self::at(Place::Directory(directory.into()))
+    }
+
+    /// The defaults.
+    pub fn at(place: Place) -> Self {
         Self {
-            directory: directory.into(),
+            place,
             checkpoint: Duration::from_mins(5),
             journal_limit: 64 << 20,
             counter_interval: Duration::from_hours(1),
@@ -170,18 +175,18 @@ struct Protected {
 }
 
 impl Store {
-    /// Begins a new generation in `options.directory`, beside older ones if there are any, and writes its first, empty
+    /// Begins a new generation in `options.place`, beside older ones if there are any, and writes its first, empty
     /// checkpoint. See the crate's documentation for the order of things after a reset.
     ///
     /// # Errors
-    /// The directory cannot be made, written or is in use by another process; the counter cannot be read.
+    /// The place cannot be made, written or is in use by another process; the counter cannot be read.
     pub fn open(
         options: Options,
         recipient: &PublicKey,
         counter: Box<dyn MonotonicCounter>,
     ) -> Result<Self, StoreError> {
-        let storage = Directory::open(&options.directory).map_err(io_error("opening the NVRAM directory"))?;
-        Self::open_in(Box::new(storage), options, recipient, counter)
+        let storage = options.place.open().map_err(io_error("opening the NVRAM"))?;
+        Self::open_in(storage, options, recipient, counter)
     }
 
     /// [`Store::open`] in any storage.
@@ -189,6 +194,61 @@ impl Store {
     /// # Errors
     /// As there.
     pub fn open_in(
+        storage: Box<dyn Storage>,
+        options: Options,
+        recipient: &PublicKey,
+        counter: Box<dyn MonotonicCounter>,
+    ) -> Result<Self, StoreError> {
+        let mut store = Self::begin(storage, options, recipient, counter)?;
+        // Its checkpoints need one more.
+        if store.storage.free().map_err(io_error("looking for room"))? < 2 {
+            let source = io::Error::new(io::ErrorKind::StorageFull, "there is no room for one more backup");
+            return Err(StoreError::Io { doing: "beginning a backup beside older ones", source });
+        }
+        store.checkpoint()?;
+        Ok(store)
+    }
+
+    /// Begins a new generation in place of older ones, with what is still wanted of them: it is durable, with its first
+    /// checkpoint, before they are removed (RST-7), and a reset at any point finds the old or the new one whole. The
+    /// counter is advanced.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and [`StoreError::TooLong`]. The older generations may still be there and count.
+    pub fn take_over(
+        options: Options,
+        recipient: &PublicKey,
+        counter: Box<dyn MonotonicCounter>,
+        wanted: &[(Key, Zeroizing<Vec<u8>>)],
+    ) -> Result<(Self, Checkpoint), StoreError> {
+        let storage = options.place.open().map_err(io_error("opening the NVRAM"))?;
+        Self::take_over_in(storage, options, recipient, counter, wanted)
+    }
+
+    /// [`Store::take_over`] in any storage.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn take_over_in(
+        storage: Box<dyn Storage>,
+        options: Options,
+        recipient: &PublicKey,
+        counter: Box<dyn MonotonicCounter>,
+        wanted: &[(Key, Zeroizing<Vec<u8>>)],
+    ) -> Result<(Self, Checkpoint), StoreError> {
+        let mut store = Self::begin(storage, options, recipient, counter)?;
+        for (key, record) in wanted {
+            if record.len() > MAX_RECORD {
+                return Err(StoreError::TooLong(record.len()));
+            }
+            store.put(*key, record)?;
+        }
+        let checkpoint = store.erase_older()?;
+        Ok((store, checkpoint))
+    }
+
+    /// A new generation of which nothing is written.
+    fn begin(
         mut storage: Box<dyn Storage>,
         options: Options,
         recipient: &PublicKey,
@@ -196,7 +256,7 @@ impl Store {
     ) -> Result<Self, StoreError> {
         let mut newest = 0;
         let mut older = false;
-        for name in storage.list().map_err(io_error("listing the NVRAM directory"))? {
+        for name in storage.list().map_err(io_error("listing the NVRAM"))? {
             if is_unfinished(&name) {
                 storage.remove(&name).map_err(io_error("removing an unfinished checkpoint"))?;
             } else if is_ours(&name) {
@@ -208,7 +268,7 @@ impl Store {
         let generation = newest.saturating_add(1).max(seconds_now());
         let protected = counter.read()?.map(|device| Protected { stated: device, device, advanced: None });
         let (key, _) = DataKey::generate().ok_or(StoreError::Crypto)?;
-        let mut store = Self {
+        Ok(Self {
             storage,
             counter,
             recipient: recipient.clone(),
@@ -224,9 +284,7 @@ impl Store {
             protected,
             checkpointed: Instant::now(),
             buffer: Vec::new(),
-        };
-        store.checkpoint()?;
-        Ok(store)
+        })
     }
 
     /// Makes `changes` durable, all in one write and one flush: it is so when this returns. Later changes of a key win
@@ -248,7 +306,9 @@ impl Store {
             bytes += u64_of(FRAME_OVERHEAD + record);
         }
         let Some(last) = changes.len().checked_sub(1) else { return Ok(()) };
-        let fits = |journal: &Journal| journal.at - journal.began + bytes <= self.options.journal_limit;
+        let fits = |journal: &Journal| {
+            journal.at - journal.began + bytes <= self.options.journal_limit && bytes <= journal.file.room()
+        };
         let mut journal = self.journal.take_if(|journal| fits(journal));
         self.buffer.clear();
         for (index, change) in changes.iter().enumerate() {
@@ -264,7 +324,14 @@ impl Store {
             }
             self.apply(change)?;
         }
-        let Some(mut journal) = journal else { return self.checkpoint().map(drop) };
+        let Some(mut journal) = journal else {
+            let done = self.checkpoint();
+            if done.is_err() {
+                // These changes are not in the file: one with later changes only is not what is in memory.
+                self.journal = None;
+            }
+            return done.map(drop);
+        };
         // On an error the journal is dropped with its key: what follows is a new file.
         journal.file.append(&self.buffer).map_err(io_error("appending to the journal"))?;
         journal.file.sync().map_err(io_error("flushing the journal"))?;
@@ -276,9 +343,12 @@ impl Store {
     /// Whether [`Store::checkpoint`] should be called at `now`: the interval is over, a write failed, or the journal is
     /// three quarters full.
     pub fn checkpoint_due(&self, now: Instant) -> bool {
-        let used = self.journal.as_ref().map_or(u64::MAX, |journal| journal.at - journal.began);
-        used >= self.options.journal_limit / 4 * 3
-            || now.saturating_duration_since(self.checkpointed) >= self.options.checkpoint
+        let full = self.journal.as_ref().is_none_or(|journal| {
+            let used = journal.at - journal.began;
+            let limit = self.options.journal_limit.min(used.saturating_add(journal.file.room()));
+            used > 0 && used >= limit / 4 * 3
+        });
+        full || now.saturating_duration_since(self.checkpointed) >= self.options.checkpoint
     }
 
     /// When [`Store::checkpoint_due`] becomes true if nothing is committed.
@@ -295,7 +365,10 @@ impl Store {
         let name = file_name(self.generation);
         let unfinished = format!("{name}{UNFINISHED}");
         let advance = self.wants_advance();
-        let journal = match self.write(&name, &unfinished, advance) {
+        let written = self.write(&name, &unfinished, advance);
+        // No two files have the same number, whatever became of the first.
+        self.epoch = self.epoch.saturating_add(1);
+        let journal = match written {
             Ok(journal) => journal,
             Err(error) => {
                 // Nothing refers to it. What cannot be removed now is at the next start.
@@ -308,7 +381,6 @@ impl Store {
             // It has no name any more; a reset before this leaves nothing but the blocks of a removed file.
             let _ = replaced.file.destroy_key();
         }
-        self.epoch = self.epoch.saturating_add(1);
         self.checkpointed = Instant::now();
         let counter_error = if advance { self.advance().err() } else { None };
         Ok(Checkpoint { records: self.live.len(), bytes, took: began.elapsed(), counter_error })
@@ -324,12 +396,12 @@ impl Store {
         (self.floor, self.older) = (self.generation, false);
         let done = self.checkpoint().inspect_err(|_| (self.floor, self.older) = before)?;
         let own = file_name(self.generation);
-        for name in self.storage.list().map_err(io_error("listing the NVRAM directory"))? {
+        for name in self.storage.list().map_err(io_error("listing the NVRAM"))? {
             if is_ours(&name) && name != own {
                 self.storage.remove(&name).map_err(io_error("removing an older backup"))?;
             }
         }
-        self.storage.sync().map_err(io_error("flushing the NVRAM directory"))?;
+        self.storage.sync().map_err(io_error("flushing the NVRAM"))?;
         Ok(done)
     }
 
@@ -375,17 +447,21 @@ impl Store {
 
     /// Changes the set in memory.
     fn apply(&mut self, change: &Change) -> Result<(), StoreError> {
-        let (key, held) = match change {
-            Change::Put { key, record } => (key, Some(self.memory.seal(key, record)?)),
-            Change::Remove { key } => (key, None),
-        };
-        let length = |held: &Held| u64_of(held.sealed.len().saturating_sub(format::TAG_LEN));
-        self.live_bytes += held.as_ref().map_or(0, length);
-        let replaced = match held {
-            Some(held) => self.live.insert(*key, held),
-            None => self.live.remove(key),
-        };
-        self.live_bytes -= replaced.as_ref().map_or(0, length);
+        match change {
+            Change::Put { key, record } => self.put(*key, record)?,
+            Change::Remove { key } => {
+                let removed = self.live.remove(key);
+                self.live_bytes -= removed.as_ref().map_or(0, Held::record_len);
+            }
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, key: Key, record: &[u8]) -> Result<(), StoreError> {
+        let held = self.memory.seal(&key, record)?;
+        self.live_bytes += held.record_len();
+        let replaced = self.live.insert(key, held);
+        self.live_bytes -= replaced.as_ref().map_or(0, Held::record_len);
         Ok(())
     }
 
@@ -439,8 +515,7 @@ impl Store {
         debug_assert_eq!(at, journal_at);
         file.sync().map_err(io_error("flushing a checkpoint"))?;
         let renamed = self.storage.rename(unfinished, name).map_err(io_error("renaming a checkpoint"));
-        let published =
-            renamed.and_then(|()| self.storage.sync().map_err(io_error("flushing the NVRAM directory")));
+        let published = renamed.and_then(|()| self.storage.sync().map_err(io_error("flushing the NVRAM")));
         if let Err(error) = published {
             // Which of the two files a reset finds is not known; neither is appended to.
             self.journal = None;
@@ -495,6 +570,12 @@ impl fmt::Debug for Store {
     }
 }
 
+impl Held {
+    fn record_len(&self) -> u64 {
+        u64_of(self.sealed.len().saturating_sub(format::TAG_LEN))
+    }
+}
+
 impl MemoryKey {
     fn seal(&mut self, key: &Key, record: &[u8]) -> Result<Held, StoreError> {
         let number = self.next;
@@ -510,7 +591,7 @@ impl MemoryKey {
 }
 
 /// The file of a generation.
-fn file_name(generation: u64) -> String {
+pub(crate) fn file_name(generation: u64) -> String {
     format!("generation-{generation:016x}{SUFFIX}")
 }
 

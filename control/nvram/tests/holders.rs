@@ -196,7 +196,7 @@ fn rst_11_a_counter_in_the_tpm_shows_that_an_older_backup_was_put_back() {
     let mut store = open();
     assert!(store.is_protected());
     store.commit(&[Change::Put { key: Key([1; 16]), record: vec![1].into() }]).unwrap();
-    let name = Backup::list(&backups).unwrap().pop().unwrap();
+    let name = Backup::inspect(&backups).unwrap().pop().unwrap().0;
     let old = fs::read(backups.join(&name)).unwrap();
     drop(store);
     let mut store = open();

@@ -5,7 +5,7 @@ mod common;
 
 use common::{InMemory, State, batch, contents, options};
 use postern_nvram::exercise::{Medium, Survival, read_mangled};
-use postern_nvram::{Backup, NoCounter, PrivateKey, PublicKey, Store, generate};
+use postern_nvram::{Backup, Device, NoCounter, PrivateKey, PublicKey, Store, generate};
 use proptest::prelude::*;
 
 #[derive(Clone, Debug)]
@@ -92,6 +92,40 @@ proptest! {
             all.extend(own.clone());
             prop_assert_eq!(read(&medium, &private), all);
             prop_assert_eq!(store.len(), own.len());
+        }
+    }
+
+    #[test]
+    fn rst_11_any_history_on_a_device_reads_back_as_a_map_would(
+        steps in proptest::collection::vec(step(), 1..25),
+    ) {
+        let (public, private) = generate();
+        let ring = InMemory::new(&[&private]);
+        let mut medium = Medium::device(256 << 10);
+        let heir = |medium: &Medium| {
+            let backup = Backup::read_device(medium, &ring, &mut NoCounter).unwrap();
+            let device = Device::open_in(Box::new(medium.clone())).unwrap();
+            let counter = Box::new(NoCounter);
+            Store::take_over_in(Box::new(device), options(), &public, counter, &backup.records).unwrap().0
+        };
+        let mut store = heir(&medium);
+        let mut all = State::new();
+        for step in steps {
+            match step {
+                Step::Commit { removes, puts } => {
+                    store.commit(&batch(&removes, &puts)).unwrap();
+                    all.retain(|key, _| !removes.contains(key));
+                    all.extend(puts);
+                }
+                Step::Checkpoint | Step::Erase => drop(store.checkpoint().unwrap()),
+                Step::Reset { .. } => {
+                    medium = medium.after_power_cut(Survival::Nothing);
+                    store = heir(&medium);
+                }
+            }
+            let backup = Backup::read_device(&medium, &ring, &mut NoCounter).unwrap();
+            prop_assert_eq!(contents(&backup), all.clone());
+            prop_assert!(backup.report.is_clean() && backup.report.files.len() == 1);
         }
     }
 

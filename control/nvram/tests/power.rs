@@ -5,10 +5,11 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Counter, InMemory, State, batch, contents, options};
+use common::{Counter, InMemory, State, batch, contents, key, options};
 use postern_nvram::exercise::{Faults, Medium, Survival};
 use postern_nvram::{
-    Backup, FileStatus, HEADER_LEN, NoCounter, PrivateKey, PublicKey, Store, StoreError, generate,
+    Backup, Device, FileStatus, HEADER_LEN, NoCounter, PrivateKey, PublicKey, Storage, Store, StoreError,
+    generate,
 };
 
 /// What a test does with a store; numbers are keys, and the record of a key says which step put it.
@@ -25,7 +26,51 @@ enum Step {
     /// Puts everything that was there before `Open` into the new generation.
     Adopt,
     EraseOlder,
+    /// All three at once.
+    TakeOver,
 }
+
+/// Where the store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum On {
+    Directory,
+    Device,
+}
+
+impl On {
+    fn medium(self) -> Medium {
+        match self {
+            Self::Directory => Medium::default(),
+            Self::Device => Medium::device(SIZE),
+        }
+    }
+
+    fn storage(self, medium: &Medium) -> Result<Box<dyn Storage>, StoreError> {
+        Ok(match self {
+            Self::Directory => Box::new(medium.clone()),
+            Self::Device => {
+                let opened = Device::open_in(Box::new(medium.clone()));
+                Box::new(opened.map_err(|source| StoreError::Io { doing: "opening", source })?)
+            }
+        })
+    }
+
+    fn open(self, medium: &Medium, public: &PublicKey) -> Result<Store, StoreError> {
+        Store::open_in(self.storage(medium)?, options(), public, Box::new(NoCounter))
+    }
+
+    fn read(self, medium: &Medium, private: &PrivateKey) -> Backup {
+        let holder = InMemory::new(&[private]);
+        match self {
+            Self::Directory => Backup::read_from(medium, &holder, &mut NoCounter),
+            Self::Device => Backup::read_device(medium, &holder, &mut NoCounter),
+        }
+        .unwrap()
+    }
+}
+
+/// The smallest device.
+const SIZE: usize = 256 << 10;
 
 /// Two generations with checkpoints and journals, and the hand-over from one to the other.
 const LIFE: &[Step] = &[
@@ -45,6 +90,21 @@ const LIFE: &[Step] = &[
     Step::Put(&[8]),
 ];
 
+/// Three generations, each of which takes over from the one before.
+const HEIRS: &[Step] = &[
+    Step::TakeOver,
+    Step::Put(&[1, 2, 3]),
+    Step::Checkpoint,
+    Step::Checkpoint,
+    Step::Put(&[4]),
+    Step::TakeOver,
+    Step::Remove(&[2]),
+    Step::Put(&[3, 5]),
+    Step::Checkpoint,
+    Step::TakeOver,
+    Step::Replace { old: 1, new: 6 },
+];
+
 /// What was durable when the medium failed, and what was under way.
 #[derive(Default)]
 struct Outcome {
@@ -57,7 +117,7 @@ struct Outcome {
     failed: Option<StoreError>,
 }
 
-fn live(medium: &Medium, public: &PublicKey, steps: &[Step]) -> Outcome {
+fn live(on: On, medium: &Medium, public: &PublicKey, steps: &[Step]) -> Outcome {
     let mut outcome = Outcome::default();
     let mut store: Option<Store> = None;
     for (number, step) in steps.iter().enumerate() {
@@ -67,7 +127,7 @@ fn live(medium: &Medium, public: &PublicKey, steps: &[Step]) -> Outcome {
             Step::Remove(keys) => (Vec::new(), keys.to_vec()),
             Step::Replace { old, new } => (vec![(new, record(new))], vec![old]),
             Step::Adopt => (outcome.durable.clone().into_iter().collect(), Vec::new()),
-            Step::Open | Step::Checkpoint | Step::EraseOlder => (Vec::new(), Vec::new()),
+            Step::Open | Step::Checkpoint | Step::EraseOlder | Step::TakeOver => (Vec::new(), Vec::new()),
         };
         outcome.wanted.clone_from(&outcome.durable);
         for key in &removes {
@@ -77,8 +137,20 @@ fn live(medium: &Medium, public: &PublicKey, steps: &[Step]) -> Outcome {
         let done = match (*step, &mut store) {
             (Step::Open, _) => {
                 drop(store.take());
-                Store::open_in(Box::new(medium.clone()), options(), public, Box::new(NoCounter))
-                    .map(|opened| store = Some(opened))
+                on.open(medium, public).map(|opened| store = Some(opened))
+            }
+            (Step::TakeOver, _) => {
+                drop(store.take());
+                let wanted: Vec<_> = outcome
+                    .durable
+                    .iter()
+                    .map(|(byte, record)| (key(*byte), record.clone().into()))
+                    .collect();
+                on.storage(medium)
+                    .and_then(|storage| {
+                        Store::take_over_in(storage, options(), public, Box::new(NoCounter), &wanted)
+                    })
+                    .map(|(opened, _)| store = Some(opened))
             }
             (Step::Checkpoint, Some(store)) => store.checkpoint().map(drop),
             (Step::EraseOlder, Some(store)) => store.erase_older().map(drop),
@@ -96,7 +168,7 @@ fn live(medium: &Medium, public: &PublicKey, steps: &[Step]) -> Outcome {
 }
 
 fn read(medium: &Medium, private: &PrivateKey) -> Backup {
-    Backup::read_from(medium, &InMemory::new(&[private]), &mut NoCounter).unwrap()
+    On::Directory.read(medium, private)
 }
 
 impl Outcome {
@@ -116,31 +188,48 @@ impl Outcome {
     }
 }
 
-#[test]
-fn rst_11_the_power_may_go_at_any_byte_and_what_was_committed_is_there() {
+/// The power goes at every byte of this life; what then is found is as it should be, and the next start goes on with it.
+fn cut_power(on: On, steps: &[Step]) {
     let (public, private) = generate();
-    let whole = Medium::default();
-    assert!(live(&whole, &public, LIFE).failed.is_none());
+    let whole = on.medium();
+    let undisturbed = live(on, &whole, &public, steps);
+    assert!(undisturbed.failed.is_none(), "{:?}", undisturbed.failed);
+    assert!(on.read(&whole, &private).report.is_clean());
     let mut broken = 0;
     for power in 0..whole.spent() {
-        let medium = Medium::default();
+        let medium = on.medium();
         medium.set_faults(Faults { power: Some(power), ..Faults::default() });
-        let outcome = live(&medium, &public, LIFE);
+        let outcome = live(on, &medium, &public, steps);
         assert!(outcome.failed.is_some(), "power {power}");
         for survival in [Survival::Nothing, Survival::Everything, Survival::Mixed(power)] {
-            let what = format!("power {power}, {survival:?}");
+            let what = format!("{on:?}, power {power}, {survival:?}");
             let found = medium.after_power_cut(survival);
-            let backup = read(&found, &private);
+            let backup = on.read(&found, &private);
             outcome.check(&contents(&backup), &what);
             broken += u64::from(!backup.report.is_clean());
             // The next start goes on, and a second reset finds the same and more.
             if power % 7 == 0 {
-                let mut store =
-                    Store::open_in(Box::new(found.clone()), options(), &public, Box::new(NoCounter)).unwrap();
-                store.commit(&batch(&[], &[(99, vec![99])])).unwrap();
-                let mut again = contents(&read(&found.after_power_cut(Survival::Nothing), &private));
-                assert_eq!(again.remove(&99), Some(vec![99]), "{what}");
-                assert_eq!(again, contents(&backup), "{what}");
+                let before = contents(&backup);
+                match on.open(&found, &public) {
+                    Ok(mut store) => {
+                        store.commit(&batch(&[], &[(99, vec![99])])).unwrap();
+                        let second = found.after_power_cut(Survival::Nothing);
+                        let mut again = contents(&on.read(&second, &private));
+                        assert_eq!(again.remove(&99), Some(vec![99]), "{what}");
+                        assert_eq!(again, before, "{what}");
+                    }
+                    // No room for a third generation; the one that takes over from both needs less.
+                    Err(error) => {
+                        assert!(on == On::Device && error.to_string().contains("no room"), "{error}");
+                        assert!(backup.report.files.len() >= 2, "{what}");
+                    }
+                }
+                let storage = on.storage(&found).unwrap();
+                Store::take_over_in(storage, options(), &public, Box::new(NoCounter), &backup.records)
+                    .unwrap();
+                let backup = on.read(&found.after_power_cut(Survival::Nothing), &private);
+                assert_eq!(contents(&backup), before, "{what}");
+                assert!(backup.report.is_clean() && backup.report.files.len() == 1, "{what}: {backup:?}");
             }
         }
     }
@@ -148,46 +237,247 @@ fn rst_11_the_power_may_go_at_any_byte_and_what_was_committed_is_there() {
 }
 
 #[test]
-fn rst_11_a_full_a_read_only_and_a_failing_medium_lose_nothing_that_was_committed() {
+fn rst_11_the_power_may_go_at_any_byte_and_what_was_committed_is_there() {
+    cut_power(On::Directory, LIFE);
+}
+
+#[test]
+fn rst_11_the_power_may_go_at_any_byte_of_a_take_over() {
+    cut_power(On::Directory, HEIRS);
+}
+
+#[test]
+fn rst_11_the_power_may_go_at_any_byte_of_a_device() {
+    cut_power(On::Device, LIFE);
+}
+
+#[test]
+fn rst_11_the_power_may_go_at_any_byte_of_a_take_over_on_a_device() {
+    cut_power(On::Device, HEIRS);
+}
+
+/// The medium fails this way, then works again.
+fn fail(on: On, faults: Faults) {
     let (public, private) = generate();
+    for healthy in [1, 6] {
+        let medium = on.medium();
+        let before = live(on, &medium, &public, &LIFE[..healthy]);
+        assert!(before.failed.is_none());
+        let mut store = on.open(&medium, &public).unwrap();
+        store.commit(&batch(&[], &before.durable.clone().into_iter().collect::<Vec<_>>())).unwrap();
+        medium.set_faults(faults);
+        let mut outcome = Outcome { durable: before.durable.clone(), ..Outcome::default() };
+        outcome.wanted.clone_from(&before.durable);
+        for key in 20..40 {
+            outcome.put.push((key, vec![key; 100]));
+            let result = store.commit(&batch(&[], &[(key, vec![key; 100])]));
+            outcome.wanted.insert(key, vec![key; 100]);
+            if result.is_ok() {
+                outcome.durable.clone_from(&outcome.wanted);
+            }
+            if key == 30 {
+                // Fails or not: what is there stays there.
+                let _ = store.checkpoint();
+            }
+        }
+        for survival in [Survival::Nothing, Survival::Everything, Survival::Mixed(7)] {
+            let found = on.read(&medium.after_power_cut(survival), &private);
+            outcome.check(&contents(&found), &format!("{on:?}, {faults:?}, {survival:?}"));
+        }
+        // When it works again, everything that was ever committed is written, the failed ones too.
+        medium.set_faults(Faults::default());
+        store.commit(&batch(&[], &[(50, vec![50])])).unwrap();
+        outcome.wanted.insert(50, vec![50]);
+        let found = medium.after_power_cut(Survival::Nothing);
+        assert_eq!(contents(&on.read(&found, &private)), outcome.wanted, "{on:?}, {faults:?}");
+    }
+}
+
+#[test]
+fn rst_11_a_full_a_read_only_and_a_failing_medium_lose_nothing_that_was_committed() {
     let full = (0..6000).step_by(13).map(|room| Faults { room: Some(room), ..Faults::default() });
     let others =
         [Faults { read_only: true, ..Faults::default() }, Faults { flush_fails: true, ..Faults::default() }];
     for faults in full.chain(others) {
-        for healthy in [1, 6] {
-            let medium = Medium::default();
-            let before = live(&medium, &public, &LIFE[..healthy]);
-            assert!(before.failed.is_none());
-            let mut store =
-                Store::open_in(Box::new(medium.clone()), options(), &public, Box::new(NoCounter)).unwrap();
-            store.commit(&batch(&[], &before.durable.clone().into_iter().collect::<Vec<_>>())).unwrap();
-            medium.set_faults(faults);
-            let mut outcome = Outcome { durable: before.durable.clone(), ..Outcome::default() };
-            outcome.wanted.clone_from(&before.durable);
-            for key in 20..40 {
-                outcome.put.push((key, vec![key; 100]));
-                let result = store.commit(&batch(&[], &[(key, vec![key; 100])]));
-                outcome.wanted.insert(key, vec![key; 100]);
-                if result.is_ok() {
-                    outcome.durable.clone_from(&outcome.wanted);
-                }
-                if key == 30 {
-                    // Fails or not: what is there stays there.
-                    let _ = store.checkpoint();
-                }
+        fail(On::Directory, faults);
+    }
+    // A device is as large as it is, but a write to it may fail as well.
+    let fails_at = (0..9000).step_by(29).map(|room| Faults { room: Some(room), ..Faults::default() });
+    for faults in fails_at.chain(others) {
+        fail(On::Device, faults);
+    }
+}
+
+/// A change that asked for a checkpoint, which failed, is in what is written next, however little that is.
+#[test]
+fn rst_11_a_failed_checkpoint_leaves_no_gap() {
+    let (public, private) = generate();
+    let medium = Medium::default();
+    let mut options = options();
+    options.journal_limit = 300;
+    let mut store = Store::open_in(Box::new(medium.clone()), options, &public, Box::new(NoCounter)).unwrap();
+    store.commit(&batch(&[], &[(1, vec![1; 100])])).unwrap();
+    medium.set_faults(Faults { room: Some(200), ..Faults::default() });
+    assert!(store.commit(&batch(&[], &[(2, vec![2; 200])])).is_err());
+    // This one fits into the journal.
+    let small = store.commit(&batch(&[], &[(3, vec![3; 10])]));
+    let found = contents(&read(&medium.after_power_cut(Survival::Nothing), &private));
+    assert_eq!(
+        found.keys().copied().collect::<Vec<_>>(),
+        if small.is_ok() { vec![1, 2, 3] } else { vec![1] }
+    );
+    medium.set_faults(Faults::default());
+    store.commit(&batch(&[1], &[])).unwrap();
+    let found = contents(&read(&medium.after_power_cut(Survival::Nothing), &private));
+    assert_eq!(found.keys().copied().collect::<Vec<_>>(), [2, 3]);
+}
+
+/// Where records do not fit any more, that is said and those that were committed stay; with fewer, it goes on.
+#[test]
+fn rst_11_a_device_that_is_too_small() {
+    let (public, private) = generate();
+    let medium = On::Device.medium();
+    let mut store = On::Device.open(&medium, &public).unwrap();
+    let (mut committed, mut refused) = (State::new(), 0);
+    for number in 0..60_u8 {
+        let put = [(number, vec![number; 2000])];
+        match store.commit(&batch(&[], &put)) {
+            Ok(()) => committed.extend(put),
+            Err(StoreError::Io { source, .. }) => {
+                assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{source}");
+                assert!(source.to_string().contains("each of 3 regions"), "{source}");
+                refused += 1;
             }
-            for survival in [Survival::Nothing, Survival::Everything, Survival::Mixed(7)] {
-                let found = read(&medium.after_power_cut(survival), &private);
-                outcome.check(&contents(&found), &format!("{faults:?}, {survival:?}"));
-            }
-            // When it works again, everything that was ever committed is written, the failed ones too.
-            medium.set_faults(Faults::default());
-            store.commit(&batch(&[], &[(50, vec![50])])).unwrap();
-            outcome.wanted.insert(50, vec![50]);
-            let found = medium.after_power_cut(Survival::Nothing);
-            assert_eq!(contents(&read(&found, &private)), outcome.wanted, "{faults:?}");
+            Err(other) => panic!("{other}"),
         }
     }
+    // 76 KiB each: the header, and 37 records.
+    assert_eq!((committed.len(), refused), (37, 23));
+    let found = On::Device.read(&medium.after_power_cut(Survival::Nothing), &private);
+    assert_eq!(contents(&found), committed);
+    for removed in 0..30 {
+        // Those that were refused are written as soon as there is room.
+        let done = store.commit(&batch(&[removed], &[]));
+        assert_eq!(done.is_ok(), removed >= 22, "{removed}: {done:?}");
+    }
+    let found = On::Device.read(&medium.after_power_cut(Survival::Nothing), &private);
+    assert_eq!(contents(&found).keys().copied().collect::<Vec<_>>(), (30..60).collect::<Vec<_>>());
+}
+
+/// What is left in a region from files before is not taken for damage, and damage to the mark of the end hides nothing.
+#[test]
+fn rst_11_regions_are_used_again_and_again() {
+    let (public, private) = generate();
+    let medium = On::Device.medium();
+    let mut all = State::new();
+    for start in 0..5_u8 {
+        let records: Vec<_> = On::Device.read(&medium, &private).records;
+        let storage = On::Device.storage(&medium).unwrap();
+        let (mut store, _) =
+            Store::take_over_in(storage, options(), &public, Box::new(NoCounter), &records).unwrap();
+        for round in 0..20_u8 {
+            let put = [(start * 20 + round, vec![round; 300 - usize::from(round) * 10])];
+            store.commit(&batch(&[], &put)).unwrap();
+            all.extend(put);
+            if round % 6 == 0 {
+                store.checkpoint().unwrap();
+            }
+            let backup = On::Device.read(&medium.after_power_cut(Survival::Nothing), &private);
+            assert_eq!(contents(&backup), all);
+            assert!(backup.report.is_clean() && backup.report.files.len() == 1, "{:?}", backup.report);
+        }
+    }
+    let (name, bytes) = medium.snapshot().pop_first().unwrap();
+    let marks: Vec<_> =
+        bytes.windows(8).enumerate().filter(|(_, at)| at == b"PSTRNEND").map(|(at, _)| at).collect();
+    assert_eq!(marks.len(), 2, "the third is for when one cannot be emptied");
+    for mark in marks {
+        let mut changed = bytes.clone();
+        changed[mark + 12] ^= 0x40;
+        let backup = On::Device.read(&Medium::of([(name.clone(), changed)]), &private);
+        assert_eq!(contents(&backup), all, "{:?}", backup.report);
+    }
+}
+
+/// A bit flipped anywhere on a device costs one record at most, and is noticed where a file is.
+#[test]
+fn rst_11_a_flipped_bit_on_a_device() {
+    let (public, private) = generate();
+    let medium = On::Device.medium();
+    let mut store = On::Device.open(&medium, &public).unwrap();
+    let all: State = (0..12).map(|number| (number, vec![number; 50])).collect();
+    let puts: Vec<_> = all.clone().into_iter().collect();
+    store.commit(&batch(&[], &puts[..6])).unwrap();
+    store.checkpoint().unwrap();
+    for put in &puts[6..] {
+        store.commit(&batch(&[], std::slice::from_ref(put))).unwrap();
+    }
+    let (name, bytes) = medium.snapshot().pop_first().unwrap();
+    let mut noticed = 0;
+    for offset in 0..bytes.len() {
+        // All of what is written, and some of what is not.
+        if bytes[offset] == 0 && offset % 64 != 0 {
+            continue;
+        }
+        let mut changed = bytes.clone();
+        changed[offset] ^= 1 << (offset % 8);
+        let changed = Medium::of([(name.clone(), changed)]);
+        let backup = On::Device.read(&changed, &private);
+        let found = contents(&backup);
+        let lost = all.iter().filter(|(key, record)| found.get(key) != Some(record)).count();
+        assert!(lost <= 1 && found.len() + lost == all.len(), "offset {offset}: {:?}", backup.report);
+        noticed += u32::from(lost == 1);
+        assert!(lost == 0 || !backup.report.is_clean(), "offset {offset}");
+        // It is mended by the next start.
+        if offset % 16 == 0 {
+            let storage = On::Device.storage(&changed).unwrap();
+            Store::take_over_in(storage, options(), &public, Box::new(NoCounter), &backup.records).unwrap();
+            let mended = On::Device.read(&changed.after_power_cut(Survival::Nothing), &private);
+            assert!(mended.report.is_clean() && contents(&mended) == found, "offset {offset}");
+        }
+    }
+    assert!(noticed > 500, "{noticed}");
+}
+
+/// An older state of the whole device that is put back is known by the counter; what is not ours is not written over.
+#[test]
+fn rst_11_a_device_that_was_put_back_and_one_of_someone_else() {
+    let (public, private) = generate();
+    let ring = InMemory::new(&[&private]);
+    let counter = Counter::at(5);
+    let medium = On::Device.medium();
+    let take_over = |records: &[_]| {
+        let storage = On::Device.storage(&medium).unwrap();
+        Store::take_over_in(storage, options(), &public, Box::new(counter.clone()), records).unwrap().0
+    };
+    let read = |medium: &Medium| Backup::read_device(medium, &ring, &mut counter.clone()).unwrap();
+    let mut store = take_over(&[]);
+    store.commit(&batch(&[], &[(1, vec![1])])).unwrap();
+    let old = medium.snapshot();
+    let backup = read(&medium);
+    drop(store);
+    let mut store = take_over(&backup.records);
+    store.commit(&batch(&[1], &[(2, vec![2])])).unwrap();
+    assert_eq!(contents(&read(&medium)), State::from([(2, vec![2])]));
+    let back = read(&Medium::of(old));
+    assert!(back.records.is_empty());
+    assert_eq!(back.report.files[0].status, FileStatus::RolledBack { stated: 6 });
+
+    let mut other = vec![0; SIZE];
+    other[1080] = 0x53;
+    let other = Medium::of([("device".to_owned(), other)]);
+    let before = other.snapshot();
+    let refused = Device::open_in(Box::new(other.clone())).unwrap_err();
+    assert!(refused.to_string().contains("something else"), "{refused}");
+    assert!(Backup::read_device(&other, &ring, &mut NoCounter).is_err());
+    assert_eq!(other.snapshot(), before);
+    assert!(Device::open_in(Box::new(Medium::device(SIZE - 1))).is_err());
+    // Both superblocks gone, what is behind them is still ours.
+    let (name, mut bytes) = medium.snapshot().pop_first().unwrap();
+    bytes[..8192].fill(0xff);
+    let damaged = Medium::of([(name, bytes)]);
+    assert_eq!(contents(&Backup::read_device(&damaged, &ring, &mut counter.clone()).unwrap()).len(), 1);
+    assert!(Device::open_in(Box::new(damaged)).is_ok());
 }
 
 /// All values that were ever under a key.

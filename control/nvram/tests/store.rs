@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use common::InMemory;
 use postern_nvram::{
-    Backup, Change, FileStatus, Key, NoCounter, Options, PrivateKey, PublicKey, Store, StoreError, generate,
+    Backup, Change, FileStatus, Key, NoCounter, Options, Place, PrivateKey, PublicKey, Store, StoreError,
+    generate,
 };
 use zeroize::Zeroizing;
 
@@ -25,6 +26,10 @@ fn open(directory: &tempfile::TempDir, public: &PublicKey) -> Store {
 
 fn read(directory: &tempfile::TempDir, private: &PrivateKey) -> Backup {
     Backup::read(directory.path(), &InMemory::new(&[private]), &mut NoCounter).unwrap()
+}
+
+fn inspected(directory: &tempfile::TempDir) -> Vec<String> {
+    Backup::inspect(directory.path()).unwrap().into_iter().map(|(name, _)| name).collect()
 }
 
 fn contents(backup: &Backup) -> Vec<(u8, &[u8])> {
@@ -52,8 +57,9 @@ fn rst_1_what_is_committed_comes_back_from_journal_and_checkpoint() {
     let inspection = file.inspection.as_ref().unwrap();
     assert_eq!((inspection.checkpoint_records, inspection.batches, inspection.puts), (2, 1, 1));
     assert_eq!(inspection.bytes, store.file_bytes().unwrap());
-    let name = &Backup::list(directory.path()).unwrap()[0];
-    assert_eq!(&Backup::inspect(&directory.path().join(name)).unwrap(), inspection);
+    let name = &inspected(&directory)[0];
+    let [(alone, shown)] = &Backup::inspect(&directory.path().join(name)).unwrap()[..] else { panic!("one") };
+    assert_eq!((alone, shown.as_ref().unwrap()), (name, inspection));
     let alone =
         Backup::read(&directory.path().join(name), &InMemory::new(&[&private]), &mut NoCounter).unwrap();
     assert_eq!(alone.records.len(), 3);
@@ -83,7 +89,7 @@ fn rst_7_a_new_generation_stands_beside_the_old_one_until_that_is_erased() {
     assert_eq!(backup.report.files[0].status, FileStatus::Superseded);
     assert_eq!(contents(&backup), [(2, b"new".as_slice()), (3, b"new")]);
     drop(store);
-    postern_nvram::erase(directory.path()).unwrap();
+    postern_nvram::erase(&Place::Directory(directory.path().into())).unwrap();
     assert!(read(&directory, &private).report.files.is_empty());
 }
 
@@ -137,7 +143,7 @@ fn one_process_at_a_time_and_no_record_above_the_limit() {
     let mut store = open(&directory, &public);
     let second = Store::open(Options::new(directory.path()), &public, Box::new(NoCounter));
     assert!(second.unwrap_err().to_string().contains("in use by another process"));
-    assert!(postern_nvram::erase(directory.path()).is_err());
+    assert!(postern_nvram::erase(&Place::Directory(directory.path().into())).is_err());
     let too_long = store.commit(&[put(1, b"fits"), put(2, &[0; 2049])]);
     assert!(matches!(too_long, Err(StoreError::TooLong(2049))));
     assert!(store.is_empty());

@@ -352,8 +352,8 @@ fn preflight(file: Option<&Path>, json: bool) -> u8 {
     let own = std::env::current_exe().unwrap_or_default();
     let mut findings = check::run(&config.datapath, config.control.datapath_program.as_deref(), &own);
     if config.recovery.enabled {
-        let beside = || config.control.state.join("recovery");
-        findings.extend(nvram::check(&config.recovery.directory.clone().unwrap_or_else(beside)));
+        let keys = config.recovery.keys(&config.control.state);
+        findings.extend(nvram::check(&keys, config.recovery.device.as_deref()));
     }
     if json {
         print_json(&findings);

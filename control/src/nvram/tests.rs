@@ -29,7 +29,7 @@ fn run(words: &[&str]) -> Result<Outcome, Refusal> {
 }
 
 fn levels(directory: &Path) -> Vec<Level> {
-    check(directory).iter().map(|finding| finding.level).collect()
+    check(directory, None).iter().map(|finding| finding.level).collect()
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn rst_11_a_snapshot_is_inspected_without_and_verified_with_the_key() {
     let verified = run(&["snapshot", "verify", path, "--directory", at]).unwrap();
     assert!(verified.good && verified.text.contains("2 records would be used"), "{}", verified.text);
     // A torn end is said, and is no success.
-    let name = backup.join(&Backup::list(&backup).unwrap()[0]);
+    let name = backup.join(&Backup::inspect(&backup).unwrap()[0].0);
     let whole = fs::read(&name).unwrap();
     fs::write(&name, &whole[..whole.len() - 3]).unwrap();
     let torn = run(&["snapshot", "verify", name.to_str().unwrap(), "--directory", at]).unwrap();

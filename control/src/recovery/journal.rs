@@ -2,16 +2,17 @@
 //! the next one (group commit), so an SA waits for one flush and a burst of SAs for a few.
 //!
 //! The thread owns the store. If the storage fails, those who wait are let go on, because a gateway without a backup is
-//! better than none; the problem is shown until a write succeeds.
+//! better than none; the problem is shown, and writing is tried again every few seconds, until one succeeds. What was to be
+//! written meanwhile is then in the backup as well.
 
-use std::path::PathBuf;
+use std::collections::HashMap;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use postern_ike::output::SaId;
-use postern_nvram::{Change, Checkpoint, Key, Options, PublicKey, Store, StoreError};
+use postern_nvram::{Change, Checkpoint, Key, Options, Place, PublicKey, Store, StoreError};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc as channel, oneshot};
 use tracing::{info, warn};
@@ -23,8 +24,8 @@ use super::keys::Access;
 /// What it is opened with.
 #[derive(Debug)]
 pub struct Opening {
-    /// Directory of the store.
-    pub directory: PathBuf,
+    /// Where the store is.
+    pub place: Place,
     /// Between checkpoints.
     pub checkpoint: Duration,
     /// Whom records are encrypted for.
@@ -33,6 +34,8 @@ pub struct Opening {
     pub access: Access,
     /// Records of the process before that are still of use.
     pub carried: Vec<(Key, Zeroizing<Vec<u8>>)>,
+    /// What processes before have written could not be read, and is left for one that can.
+    pub keep_older: bool,
 }
 
 /// A hand on the thread.
@@ -81,7 +84,7 @@ enum Job {
 /// Changes that one write takes.
 const BATCH: usize = 8192;
 
-/// After a failure, until the next attempt.
+/// After a failure, until the next attempt, if there is no reason for one before.
 const AGAIN: Duration = Duration::from_secs(5);
 
 impl Journal {
@@ -92,7 +95,10 @@ impl Journal {
             Arc::new(Mutex::new(Stats { recipient: opening.recipient.id().to_string(), ..Stats::default() }));
         let shared = Arc::clone(&stats);
         let thread = Builder::new().name("nvram".to_owned()).spawn(move || {
-            let mut worker = Worker { store: None, opening, stats: shared, committed, next: Instant::now() };
+            let mut opening = opening;
+            let unsaved = opening.carried.drain(..).collect();
+            let next = Instant::now();
+            let mut worker = Worker { store: None, opening, unsaved, stats: shared, committed, next };
             worker.run(&queue);
         })?;
         Ok(Self { jobs, stats, thread: Some(thread) })
@@ -133,9 +139,11 @@ impl Drop for Journal {
 struct Worker {
     store: Option<Store>,
     opening: Opening,
+    /// While there is no store: what is to be in it.
+    unsaved: HashMap<Key, Zeroizing<Vec<u8>>>,
     stats: Arc<Mutex<Stats>>,
     committed: channel::UnboundedSender<Committed>,
-    /// When a failed opening is tried again.
+    /// When what failed is tried again.
     next: Instant,
 }
 
@@ -143,7 +151,8 @@ impl Worker {
     fn run(&mut self, queue: &Receiver<Job>) {
         self.open();
         loop {
-            let until = self.store.as_ref().map_or(self.next, Store::next_checkpoint);
+            let works = self.store.as_ref().filter(|store| store.file_bytes().is_some());
+            let until = works.map_or(self.next, Store::next_checkpoint);
             let wait = until.saturating_duration_since(Instant::now());
             let first = match queue.recv_timeout(wait.max(Duration::from_millis(10))) {
                 Ok(job) => Some(job),
@@ -191,21 +200,26 @@ impl Worker {
     /// Opens the store, puts in what is carried over, and removes the older generations.
     fn open(&mut self) {
         self.next = Instant::now() + AGAIN;
-        let Opening { directory, checkpoint, recipient, access, carried } = &self.opening;
-        let options = Options { checkpoint: *checkpoint, ..Options::new(directory) };
-        let opened = Store::open(options, recipient, access.counter()).and_then(|mut store| {
-            let puts: Vec<Change> = carried
-                .iter()
-                .map(|(key, record)| Change::Put { key: Key(key.0), record: record.clone() })
-                .collect();
-            if !puts.is_empty() {
-                store.commit(&puts)?;
+        let Opening { place, checkpoint, recipient, access, carried: _, keep_older } = &self.opening;
+        let options = Options {
+            checkpoint: *checkpoint,
+            counter_interval: access.counter_interval,
+            ..Options::at(place.clone())
+        };
+        let wanted: Vec<_> = self.unsaved.drain().collect();
+        let beside = || {
+            let mut store = Store::open(options.clone(), recipient, access.counter())?;
+            for (key, record) in &wanted {
+                store.commit(&[Change::Put { key: *key, record: record.clone() }])?;
             }
-            store.erase_older().map(|checkpoint| (store, checkpoint))
-        });
+            let checkpoint = store.checkpoint()?;
+            Ok((store, checkpoint))
+        };
+        let alone = || Store::take_over(options.clone(), recipient, access.counter(), &wanted);
+        // Where there is no room for both, this process's is worth more.
+        let opened = if *keep_older { beside().or_else(|_: StoreError| alone()) } else { alone() };
         match opened {
             Ok((store, checkpoint)) => {
-                self.opening.carried = Vec::new();
                 info!(
                     generation = store.generation(),
                     records = store.len(),
@@ -214,12 +228,23 @@ impl Worker {
                 self.store = Some(store);
                 self.note(&checkpoint);
             }
-            Err(error) => self.trouble(&error),
+            Err(error) => {
+                self.unsaved.extend(wanted);
+                self.trouble(&error);
+            }
         }
     }
 
     fn commit(&mut self, changes: &[Change], handed: &[Instant]) {
-        let Some(store) = &mut self.store else { return };
+        let Some(store) = &mut self.store else {
+            for change in changes {
+                match change {
+                    Change::Put { key, record } => self.unsaved.insert(*key, record.clone()),
+                    Change::Remove { key } => self.unsaved.remove(key),
+                };
+            }
+            return;
+        };
         let result = store.commit(changes);
         let now = Instant::now();
         let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
@@ -266,7 +291,8 @@ impl Worker {
         stats.bytes = checkpoint.bytes;
     }
 
-    fn trouble(&self, error: &StoreError) {
+    fn trouble(&mut self, error: &StoreError) {
+        self.next = Instant::now() + AGAIN;
         let problem = format!("the backup of IKE SAs cannot be written: {error}");
         let mut stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner);
         if stats.problem.as_ref() != Some(&problem) {
@@ -278,6 +304,8 @@ impl Worker {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use postern_nvram::{Backup, NoCounter, SealedFile};
 
     use super::super::keys;
@@ -291,11 +319,12 @@ mod tests {
         let _ = std::fs::remove_dir_all(&dir);
         let (recipient, private) = keys::prepare(&dir, &Access::default()).unwrap();
         let open = |carried| Opening {
-            directory: dir.join("store"),
+            place: Place::Directory(dir.join("store")),
             checkpoint: Duration::from_mins(5),
             recipient: recipient.clone(),
             access: Access::default(),
             carried,
+            keep_older: false,
         };
         let holder = SealedFile { path: private, passphrase_file: None };
         let (sender, mut told) = channel::unbounded_channel();
@@ -327,6 +356,77 @@ mod tests {
         drop(journal);
         let backup = Backup::read(&dir.join("store"), &holder, &mut NoCounter).unwrap();
         assert_eq!((backup.records.len(), backup.report.files.len()), (98, 1));
-        std::fs::remove_dir_all(&dir).unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// RST-11: where the backup cannot be written nobody waits, it is said, and what was to be written is in it as soon as
+    /// it can be.
+    #[test]
+    fn rst_11_a_place_that_comes_late() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recipient, private) = keys::prepare(dir.path(), &Access::default()).unwrap();
+        let path = dir.path().join("store");
+        fs::write(&path, b"in the way").unwrap();
+        let opening = Opening {
+            place: Place::Directory(path.clone()),
+            checkpoint: Duration::from_mins(5),
+            recipient,
+            access: Access::default(),
+            keep_older: false,
+            carried: vec![(Key([1; 16]), vec![1].into()), (Key([2; 16]), vec![2].into())],
+        };
+        let (sender, mut told) = channel::unbounded_channel();
+        let journal = Journal::start(opening, sender).unwrap();
+        let put = Change::Put { key: Key([3; 16]), record: vec![3].into() };
+        journal.commit(vec![put, Change::Remove { key: Key([1; 16]) }], vec![SaId(3)]);
+        assert_eq!(told.blocking_recv().unwrap(), [SaId(3)]);
+        assert!(journal.stats().problem.unwrap().contains("cannot be written"));
+        fs::remove_file(&path).unwrap();
+        let began = Instant::now();
+        while journal.stats().problem.is_some() {
+            assert!(began.elapsed() < AGAIN * 2, "{:?}", journal.stats());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let holder = SealedFile { path: private, passphrase_file: None };
+        let backup = Backup::read(&path, &holder, &mut NoCounter).unwrap();
+        let keys: Vec<_> = backup.records.iter().map(|(key, _)| key.0[0]).collect();
+        assert_eq!(keys, [2, 3]);
+    }
+
+    /// RST-1: a device in place of a directory.
+    #[test]
+    fn rst_1_a_device() {
+        let dir = tempfile::tempdir().unwrap();
+        let (recipient, private) = keys::prepare(dir.path(), &Access::default()).unwrap();
+        let path = dir.path().join("device");
+        fs::File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let holder = SealedFile { path: private, passphrase_file: None };
+        let read = || Backup::read(&path, &holder, &mut NoCounter).unwrap();
+        for round in 0..3_u8 {
+            let backup = read();
+            assert!(backup.report.is_clean(), "{:?}", backup.report);
+            let opening = Opening {
+                place: Place::Device(path.clone()),
+                checkpoint: Duration::from_mins(5),
+                recipient: recipient.clone(),
+                access: Access::default(),
+                carried: backup.records,
+                keep_older: false,
+            };
+            let (sender, mut told) = channel::unbounded_channel();
+            let journal = Journal::start(opening, sender).unwrap();
+            journal.commit(
+                vec![Change::Put { key: Key([round; 16]), record: vec![round; 100].into() }],
+                vec![SaId(1)],
+            );
+            told.blocking_recv().unwrap();
+            assert_eq!(read().records.len(), usize::from(round) + 1);
+            let second = Place::Device(path.clone()).open().err().map(|error| error.to_string());
+            assert_eq!(second.as_deref(), Some("in use by another process"));
+            let (done, finished) = oneshot::channel();
+            journal.checkpoint(done);
+            finished.blocking_recv().unwrap().unwrap();
+        }
+        assert_eq!(read().records.len(), 3);
     }
 }

@@ -5,11 +5,12 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use postern_ike::{Random, Secret};
 use postern_nvram::{
-    COUNTER_INDEX, KeyError, KeyHolder, KeyRing, KeyText, MonotonicCounter, NoCounter, Protection, PublicKey,
-    SealedFile, SystemdCredential, Tpm2Counter, generate,
+    COUNTER_INDEX, CounterError, KeyError, KeyHolder, KeyRing, KeyText, MonotonicCounter, NoCounter,
+    Protection, PublicKey, SealedFile, SystemdCredential, Tpm2Counter, generate,
 };
 use rustix::fs::{Mode, OFlags};
 
@@ -22,7 +23,7 @@ const TOKENS: &str = "tokens.secret";
 const TOKEN_SECRET: usize = 32;
 
 /// How the private half is got at, where its file does not say all, and what guards the backup against roll-back.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
     /// File with the passphrase that the private half is kept under.
     pub passphrase_file: Option<PathBuf>,
@@ -32,6 +33,20 @@ pub struct Access {
     pub tcti: Option<String>,
     /// The TPM counts generations, so that an older backup that was put back is refused.
     pub tpm_counter: bool,
+    /// Least time between two steps of that counter but those of starts: within it an older backup is not known.
+    pub counter_interval: Duration,
+}
+
+impl Default for Access {
+    fn default() -> Self {
+        Self {
+            passphrase_file: None,
+            credential: None,
+            tcti: None,
+            tpm_counter: false,
+            counter_interval: Duration::from_hours(1),
+        }
+    }
 }
 
 impl Access {
@@ -53,10 +68,26 @@ impl Access {
     /// What guards against roll-back.
     pub fn counter(&self) -> Box<dyn MonotonicCounter> {
         if self.tpm_counter {
-            Box::new(Tpm2Counter { index: COUNTER_INDEX, tcti: self.tcti.clone() })
+            Box::new(MadeIfMissing(Tpm2Counter { index: COUNTER_INDEX, tcti: self.tcti.clone() }))
         } else {
             Box::new(NoCounter)
         }
+    }
+}
+
+/// The counter in the TPM, which the first one who wants its value makes. Made again it goes on above its last value.
+struct MadeIfMissing(Tpm2Counter);
+
+impl MonotonicCounter for MadeIfMissing {
+    fn read(&mut self) -> Result<Option<u64>, CounterError> {
+        self.0.read().or_else(|_| {
+            self.0.define()?;
+            self.0.read()
+        })
+    }
+
+    fn advance(&mut self) -> Result<u64, CounterError> {
+        self.0.advance()
     }
 }
 

@@ -20,7 +20,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 pub enum Cause {
     /// There was none.
     First,
-    /// It was told to end with its datapath, and has told its peers.
+    /// It was told to end with its datapath, and has told its peers as far as they answered.
     Stopped,
     /// It was told to end, and its datapath goes on.
     Restarted,

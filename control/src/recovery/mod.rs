@@ -4,7 +4,8 @@
 //! while it runs:  Endpoint ─ Persist ─► IKE task ─► journal (thread, group commit) ─► postern-nvram, encrypted
 //! at the start:   life, boot id, datapath ─► Cause ─ a reset ─► Backup, private key ─► postern_ike::recovery ─► sockets
 //!                                                  │                               └ saved whole ─► Endpoint, datapath: it goes on
-//!                                                  └ the datapath lives ─► records are kept, nobody is told anything
+//!                                                  ├ the datapath lives ─► records are kept, nobody is told anything
+//!                                                  └ a clean stop ─► who did not answer the Delete then is told now
 //! ```
 //!
 //! [`begin`] finds out what became of the process before, reads its backup if that is of use, and begins a new one; the
@@ -24,7 +25,7 @@ use crate::ike::jobs::System;
 use postern_ike::Secret;
 use postern_ike::record::{SavedBody, SavedIke};
 use postern_ike::recovery::Settings as Pace;
-use postern_nvram::{Backup, Key};
+use postern_nvram::{Backup, Key, Place};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub enabled: bool,
     /// Directory of keys and backup; `None`: `recovery` in control's state directory.
     pub directory: Option<PathBuf>,
+    /// Block device or file of a fixed size that the backup is written to; `None`: a directory beside the keys.
+    pub device: Option<PathBuf>,
     /// Between checkpoints of the backup.
     pub checkpoint: Duration,
     /// How peers are told.
@@ -53,11 +56,27 @@ pub struct Settings {
     pub tokens: bool,
 }
 
+impl Settings {
+    /// Where keys are, if control's state is in `state`.
+    pub fn keys(&self, state: &Path) -> PathBuf {
+        self.directory.clone().unwrap_or_else(|| state.join("recovery"))
+    }
+
+    /// Where the backup is, if control's state is in `state`.
+    pub fn place(&self, state: &Path) -> Place {
+        match &self.device {
+            Some(device) => Place::Device(device.clone()),
+            None => Place::Directory(self.keys(state).join("backup")),
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             enabled: true,
             directory: None,
+            device: None,
             checkpoint: Duration::from_mins(5),
             pace: Pace::default(),
             access: Access::default(),
@@ -187,8 +206,7 @@ pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Begi
     if !settings.enabled {
         return beginning;
     }
-    let directory = settings.directory.clone().unwrap_or_else(|| state.join("recovery"));
-    let store = directory.join("backup");
+    let (directory, place) = (settings.keys(state), settings.place(state));
     let (recipient, private) = match keys::prepare(&directory, &settings.access) {
         Ok(found) => found,
         Err(error) => {
@@ -203,11 +221,15 @@ pub async fn begin(start: &Start, committed: UnboundedSender<Committed>) -> Begi
         }
     }
     let mut carried = Vec::new();
-    if cause.is_reset() || cause.is_adoption() {
-        beginning.read(&store, (&private, &settings.access), &living.unwrap_or_default(), &mut carried);
+    let mut keep_older = false;
+    if cause != Cause::First {
+        // After a stop nothing goes on; what is left are peers that did not answer then.
+        let living = living.filter(|_| cause != Cause::Stopped).unwrap_or_default();
+        let read = beginning.read(place.path(), (&private, &settings.access), &living, &mut carried);
+        keep_older = !read;
     }
     let (checkpoint, access) = (settings.checkpoint, settings.access.clone());
-    let opening = Opening { directory: store, checkpoint, recipient, access, carried };
+    let opening = Opening { place, checkpoint, recipient, access, carried, keep_older };
     match Journal::start(opening, committed) {
         Ok(journal) => beginning.journal = Some(journal),
         Err(error) => beginning.problem(format!("no backup of IKE SAs is kept: {error}")),
@@ -242,14 +264,14 @@ impl Beginning {
         self.problems.push(text);
     }
 
-    /// Reads the backup. What is still of use goes to `carried` as well, for the new one.
+    /// Reads the backup. What is still of use goes to `carried` as well, for the new one. Whether it could be read.
     fn read(
         &mut self,
         store: &Path,
         (private, access): (&Path, &Access),
         living: &HashSet<IpAddr>,
         carried: &mut Vec<(Key, Zeroizing<Vec<u8>>)>,
-    ) {
+    ) -> bool {
         let began = Instant::now();
         let read = access.holder(private).map_err(|error| error.to_string()).and_then(|holder| {
             Backup::read(store, holder.as_ref(), access.counter().as_mut()).map_err(|error| error.to_string())
@@ -257,8 +279,9 @@ impl Beginning {
         let backup = match read {
             Ok(backup) => backup,
             Err(error) => {
-                self.problem(format!("the backup of IKE SAs cannot be used: {error}"));
-                return;
+                let kept = "it is kept for a start that can read it";
+                self.problem(format!("the backup of IKE SAs cannot be used: {error}; {kept}"));
+                return false;
             }
         };
         for file in backup.report.files.iter().filter(|file| !file.is_clean()) {
@@ -295,6 +318,7 @@ impl Beginning {
             "the backup was read in {:.1} ms",
             began.elapsed().as_secs_f64() * 1000.0
         );
+        true
     }
 }
 

@@ -13,12 +13,19 @@ pub(super) fn recovery(section: Option<Table<'_, '_>>) -> Settings {
     let Some(mut table) = section else { return settings };
     settings.enabled = table.or("enabled", settings.enabled);
     settings.directory = table.get::<PathBuf>("directory").map(|found| found.value);
+    settings.device = table.get::<PathBuf>("device").map(|found| found.value);
     settings.checkpoint = Duration::from_secs(u64::from(number(&mut table, "checkpoint_s", 1..=65_535, 300)));
     settings.access = Access {
         passphrase_file: table.get::<PathBuf>("passphrase_file").map(|found| found.value),
         credential: table.get::<String>("credential").map(|found| found.value),
         tcti: table.get::<String>("tcti").map(|found| found.value),
         tpm_counter: table.or("tpm_counter", false),
+        counter_interval: Duration::from_secs(u64::from(number(
+            &mut table,
+            "tpm_counter_s",
+            0..=65_535,
+            3600,
+        ))),
     };
     settings.tokens = table.or("quick_crash_detection", settings.tokens);
     let pace = &mut settings.pace;

@@ -21,7 +21,7 @@ use postern_ike::config::Strategy;
 use postern_ike::job::Job;
 use postern_ike::output::{Effect, Path, Persist, SaId};
 use postern_ike::report::Report;
-use postern_nvram::{Change, Key};
+use postern_nvram::{Change, Key, Place};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 use crate::negotiate::{address, plan};
@@ -134,11 +134,12 @@ fn open(dir: &FilePath) -> Result<(Journal, UnboundedReceiver<Committed>)> {
     let (recipient, _) = keys::prepare(dir, &Access::default()).context("keys")?;
     let (committed, durable) = unbounded_channel();
     let opening = Opening {
-        directory: dir.join("backup"),
+        place: Place::Directory(dir.join("backup")),
         checkpoint: Duration::from_mins(5),
         recipient,
         access: Access::default(),
         carried: Vec::new(),
+        keep_older: false,
     };
     let journal = Journal::start(opening, committed)?;
     let (done, open) = tokio::sync::oneshot::channel();
