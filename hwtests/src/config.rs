@@ -24,6 +24,9 @@ pub struct Config {
     /// `[ike]`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ike: Option<Ike>,
+    /// `[recovery]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<Recovery>,
     /// `[[pool]]`.
     #[serde(rename = "pool", skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<Pool>,
@@ -81,6 +84,26 @@ pub struct Control {
     pub socket: String,
     /// State directory.
     pub state: String,
+}
+
+/// `[recovery]`. What is left out keeps Postern's default.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Recovery {
+    /// Block device or file that the backup is on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// File with the passphrase of the private half.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passphrase_file: Option<String>,
+    /// Name of the credential with the private half.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+    /// How the TPM is reached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcti: Option<String>,
+    /// The TPM counts generations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm_counter: Option<bool>,
 }
 
 /// `[[tunnel]]`.

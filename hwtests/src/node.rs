@@ -22,6 +22,10 @@ pub struct Node {
     namespace: String,
     dir: PathBuf,
     control: Option<Background>,
+    /// Of control, beside what all processes have.
+    environment: Vec<(String, String)>,
+    /// More words of control's command line.
+    arguments: Vec<String>,
     /// The configuration exports keys, which control refuses without being told twice.
     keylog: bool,
 }
@@ -37,7 +41,8 @@ impl Node {
         let keylog = config.ike.as_ref().is_some_and(|ike| ike.keylog.is_some());
         write_config(&dir, config)?;
         let (name, namespace) = (name.to_owned(), namespace.name().to_owned());
-        let mut node = Self { name, namespace, dir, control: None, keylog };
+        let (environment, arguments) = (Vec::new(), Vec::new());
+        let mut node = Self { name, namespace, dir, control: None, environment, arguments, keylog };
         node.start_control()?;
         Ok(node)
     }
@@ -76,12 +81,29 @@ impl Node {
             .arg("--config")
             .arg(self.dir.join("postern.toml"))
             .env("RUST_BACKTRACE", "1")
-            .env("NO_COLOR", "1");
+            .env("NO_COLOR", "1")
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .args(&self.arguments);
         if self.keylog {
             command.arg("--allow-keylog");
         }
         self.control = Some(Background::start(&mut command, &self.log_file())?);
         Ok(())
+    }
+
+    /// From its next start on control has this variable.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// From its next start on control has this word on its command line.
+    pub fn add_argument(&mut self, word: &str) {
+        self.arguments.push(word.to_owned());
+    }
+
+    /// Writes another configuration, for the next start.
+    pub fn configure(&self, config: Config) -> Result<()> {
+        write_config(&self.dir, config)
     }
 
     /// Writes another configuration and has it read; ports, workers and sockets stay as they are.
@@ -209,6 +231,13 @@ impl Node {
         let mut control = self.control.take().context("control does not run")?;
         ensure!(control.end(Signal::TERM, Duration::from_secs(5)), "control did not end");
         Ok(())
+    }
+
+    /// The same, for a control that ends its datapath as well; gives how long it took.
+    pub fn stop_control(&mut self) -> Result<Duration> {
+        let began = std::time::Instant::now();
+        self.end_control()?;
+        Ok(began.elapsed())
     }
 
     /// SIGKILL to the datapath; control starts another. Gives the process id of the killed one.

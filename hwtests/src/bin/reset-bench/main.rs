@@ -11,7 +11,7 @@ use std::fs;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -65,6 +65,10 @@ struct Arguments {
     /// Messages a second; 0: no limit
     #[arg(long, default_value_t = 100_000)]
     rate: u32,
+    /// With delete and prebuilt: control is killed so often in the middle of its burst, each time at a random moment after
+    /// its first message, and started again
+    #[arg(long, default_value_t = 0)]
+    kills: u32,
     /// UDP port of the gateway; the next one is its port for NAT, the one after that the survivors'
     #[arg(long, default_value_t = 15_500)]
     port: u16,
@@ -86,6 +90,31 @@ struct Survivor {
     initiator: bool,
     expected: u32,
     deleted: u32,
+    /// All that came of the other side, if control is killed: message ID, IV, and the message.
+    seen: Vec<(u32, [u8; 8], Vec<u8>)>,
+}
+
+impl Survivor {
+    /// Whether a message ID or an IV was used before with other content.
+    fn contradicts(&mut self, message_id: u32, sealed: &[u8], message: &[u8]) -> bool {
+        let Some(iv) = sealed.first_chunk::<8>() else { return true };
+        let same = |(id, other, _): &&(u32, [u8; 8], Vec<u8>)| *id == message_id || other == iv;
+        if let Some((_, _, before)) = self.seen.iter().find(same) {
+            return before != message;
+        }
+        self.seen.push((message_id, *iv, message.to_vec()));
+        false
+    }
+}
+
+/// What the survivors tell while they survive.
+#[derive(Default)]
+struct Told {
+    stop: AtomicBool,
+    /// Messages that have come.
+    messages: AtomicU64,
+    /// Message IDs or IVs with more than one content.
+    contradictions: AtomicU64,
 }
 
 /// All peers, by SPIs.
@@ -179,21 +208,31 @@ fn measure(arguments: &Arguments, kind: &str, sas: u32, dir: &FilePath) -> Resul
     let bytes = store(dir, kind, records)?;
     write_life(dir)?;
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let stopped = Arc::clone(&stop);
-    let peers = std::thread::spawn(move || survive(&socket, survivors, &stopped));
+    let told = Arc::new(Told::default());
+    let shared = Arc::clone(&told);
+    let killed = arguments.kills > 0;
+    let peers = std::thread::spawn(move || survive(&socket, survivors, killed, &shared));
     write_private(&dir.join("postern.toml"), &config(arguments, dir))?;
-    let mut control = start(dir)?;
-    let report = watch(dir, &mut control, |report| report.pointer("/burst/done") == Some(&Value::Bool(true)));
-    control.end(Signal::TERM, Duration::from_secs(5));
-    stop.store(true, Ordering::Relaxed);
+    let control = kills(arguments.kills, dir, &told);
+    let report = control.and_then(|mut control| {
+        let done = |report: &Value| report.pointer("/burst/done") == Some(&Value::Bool(true));
+        let report = watch(dir, &mut control, done);
+        control.end(Signal::TERM, Duration::from_secs(5));
+        report
+    });
+    told.stop.store(true, Ordering::Relaxed);
     let survivors = peers.join().map_err(|_| anyhow::anyhow!("the survivors panicked"))??;
     let report = report.with_context(|| fs::read_to_string(dir.join("log")).unwrap_or_default())?;
     let number = |key: &str| report.pointer(&format!("/burst/{key}")).and_then(Value::as_u64);
     let millis = |key: &str| number(key).map_or(f64::NAN, |us| Duration::from_micros(us).as_secs_f64() * 1e3);
     // An answer that is lost does not come again: who has deleted its SA says nothing more.
     let ended = number("told").unwrap_or_default() + number("unanswered").unwrap_or_default();
-    ensure!(ended == u64::from(sas), "{report}");
+    ensure!(killed || ended == u64::from(sas), "{report}");
+    let contradictions = told.contradictions.load(Ordering::Relaxed);
+    ensure!(
+        contradictions == 0,
+        "{contradictions} message IDs or IVs were used twice with different content"
+    );
     Ok(Row {
         kind: kind.to_owned(),
         sas,
@@ -207,6 +246,27 @@ fn measure(arguments: &Arguments, kind: &str, sas: u32, dir: &FilePath) -> Resul
         deleted: u32::try_from(survivors.values().filter(|survivor| survivor.deleted > 0).count())?,
         twice: u32::try_from(survivors.values().filter(|survivor| survivor.deleted > 1).count())?,
     })
+}
+
+/// Control as it is after so many kills.
+fn kills(count: u32, dir: &FilePath, told: &Told) -> Result<Background> {
+    let mut random = System(SystemRandom::new());
+    let mut control = start(dir)?;
+    for number in 0..count {
+        let before = told.messages.load(Ordering::Relaxed);
+        let began = Instant::now();
+        while told.messages.load(Ordering::Relaxed) == before {
+            let in_time = began.elapsed() < Duration::from_secs(20);
+            ensure!(in_time, "the burst was over before kill {number}: more SAs, or a lower rate");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_micros(random.u64() % 60_000));
+        let heard = told.messages.load(Ordering::Relaxed) - before;
+        println!("kill {} after {heard} messages of this life", number + 1);
+        control.kill()?;
+        control = start(dir)?;
+    }
+    Ok(control)
 }
 
 /// Of a control process without a datapath.
@@ -255,6 +315,7 @@ fn make(sas: u32, path: Path) -> Result<(Vec<SavedIke>, Survivors)> {
             initiator: !initiator,
             expected: number % 100,
             deleted: 0,
+            seen: Vec::new(),
         };
         survivors.insert(spis, survivor);
         let context =
@@ -315,16 +376,26 @@ fn store(dir: &FilePath, kind: &str, records: Vec<SavedIke>) -> Result<f64> {
 }
 
 /// Answers until told to stop.
-fn survive(socket: &UdpSocket, mut survivors: Survivors, stop: &AtomicBool) -> Result<Survivors> {
+fn survive(socket: &UdpSocket, mut survivors: Survivors, killed: bool, told: &Told) -> Result<Survivors> {
     let mut buffer = [0; 2048];
     let mut random = System(SystemRandom::new());
-    while !stop.load(Ordering::Relaxed) {
+    while !told.stop.load(Ordering::Relaxed) {
         let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
         let Some(message) = buffer.get(..length) else { continue };
         let Ok(parsed) = parse::message(message) else { continue };
         let Some(survivor) = survivors.get_mut(&(parsed.head.spi_i, parsed.head.spi_r)) else { continue };
+        told.messages.fetch_add(1, Ordering::Relaxed);
         let Body::Encrypted { first_inner: PayloadType::DELETE, aad, sealed } = parsed.body else { continue };
         let Head { spi_i, spi_r, message_id, .. } = parsed.head;
+        if killed {
+            if survivor.contradicts(message_id, sealed, message) {
+                told.contradictions.fetch_add(1, Ordering::Relaxed);
+            }
+            // Whose answer was lost is told again, and has nothing any more that it could delete.
+            if survivor.deleted > 0 {
+                continue;
+            }
+        }
         if message_id != survivor.expected || survivor.opener.open(aad, sealed).is_none() {
             continue;
         }

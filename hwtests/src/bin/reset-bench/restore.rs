@@ -128,7 +128,9 @@ fn another(pattern: &SavedIke, number: u32) -> Result<SavedIke> {
         }
     }
     for child in &mut whole.children {
-        (child.spi_in, child.spi_out) = (random.u32() | 0x100, random.u32() | 0x100);
+        // Those that come in are this side's, which never gives one out twice.
+        (child.spi_in, child.spi_out) =
+            ((number + 1) << 9 | 0x100 | random.u32() & 0xff, random.u32() | 0x100);
     }
     Ok(record)
 }
