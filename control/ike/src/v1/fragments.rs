@@ -130,7 +130,11 @@ mod tests {
             for piece in order {
                 assert!(piece.len() <= 500);
                 let (head, first, body) = parse::message(piece).unwrap();
-                assert!(first == Kind::FRAGMENT && !head.encrypted && head.exchange == Exchange::IDENTITY_PROTECTION);
+                assert!(
+                    first == Kind::FRAGMENT
+                        && !head.encrypted
+                        && head.exchange == Exchange::IDENTITY_PROTECTION
+                );
                 found.extend(fragments.take(body).unwrap());
             }
             assert_eq!(found, [whole.clone()], "backwards {backwards}");
