@@ -190,7 +190,7 @@ impl ProgRun {
         };
         let [received, in_window, ..] = seen;
         let counted = f64::from(u32::try_from(in_window)?);
-        let rate = counted / (window.1 - window.0).as_secs_f64();
+        let rate = counted / window.1.saturating_sub(window.0).as_secs_f64();
         Ok(Outcome { sent, received, rate, latencies })
     }
 

@@ -60,7 +60,7 @@ fn took(relay: &Node, path: RelayPath, least: u64) -> Result<()> {
         // Until the neighbours are known the workers have the packets.
         RelayPath::Xdp => ensure!(in_xdp > least && by_workers < 30, "in XDP {in_xdp}, workers {by_workers}"),
         RelayPath::Worker => {
-            ensure!(in_xdp == 0 && by_workers > least, "in XDP {in_xdp}, workers {by_workers}")
+            ensure!(in_xdp == 0 && by_workers > least, "in XDP {in_xdp}, workers {by_workers}");
         }
     }
     Ok(())

@@ -217,13 +217,13 @@ impl Pair {
     }
 
     /// A datagram for the responder.
-    fn to_b(&mut self, path: Path, datagram: &[u8]) -> Vec<Vec<u8>> {
+    fn reach_b(&mut self, path: Path, datagram: &[u8]) -> Vec<Vec<u8>> {
         self.b.endpoint.handle_datagram(self.now, path, datagram);
         self.b.settle(self.now, &mut self.random, Some(EFFECTS))
     }
 
     /// A datagram for the initiator.
-    fn to_a(&mut self, path: Path, datagram: &[u8]) {
+    fn reach_a(&mut self, path: Path, datagram: &[u8]) {
         self.a.endpoint.handle_datagram(self.now, path, datagram);
         self.a.settle(self.now, &mut self.random, Some(EFFECTS));
     }
@@ -285,7 +285,7 @@ pub fn endpoint_on(mut bytes: &[u8]) {
         let Some((kind, x, y, data)) = record(&mut bytes) else { break };
         match kind % 6 {
             0 => {
-                pair.to_b(path(x, 2, y & 1 == 1), data);
+                pair.reach_b(path(x, 2, y & 1 == 1), data);
             }
             1 => {
                 let head = Head {
@@ -296,13 +296,13 @@ pub fn endpoint_on(mut bytes: &[u8]) {
                     response: false,
                     message_id: 0,
                 };
-                pair.to_b(path(x, 2, false), &emit::with_chain(&head, PayloadType(y), data));
+                pair.reach_b(path(x, 2, false), &emit::with_chain(&head, PayloadType(y), data));
             }
             2 => {
                 trusted = false;
                 let exchange = ExchangeType(34 + (x & 0x0f));
                 for message in pair.sealed(exchange, x & 0x80 != 0, PayloadType(y), data) {
-                    pair.to_b(path(1, 2, true), &message);
+                    pair.reach_b(path(1, 2, true), &message);
                 }
             }
             3 => {
@@ -311,7 +311,7 @@ pub fn endpoint_on(mut bytes: &[u8]) {
                 let exchange = ExchangeType(35 + (x & 0x0f));
                 half.a.settle(now, &mut half.random, None);
                 for message in half.sealed(exchange, false, PayloadType(y), data) {
-                    half.to_b(path(1, 2, true), &message);
+                    half.reach_b(path(1, 2, true), &message);
                 }
                 assert!(half.b.endpoint.counters().established == 0, "nobody is let in without the secret");
             }
@@ -320,7 +320,7 @@ pub fn endpoint_on(mut bytes: &[u8]) {
                 let (exchange, response) = (ExchangeType(34 + (x & 0x0f)), x & 0x80 != 0);
                 let message_id = u32::from(x >> 4 & 7);
                 let head = Head { spi_i, spi_r, exchange, from_initiator: false, response, message_id };
-                pair.to_a(path(2, 1, true), &emit::with_chain(&head, PayloadType(y), data));
+                pair.reach_a(path(2, 1, true), &emit::with_chain(&head, PayloadType(y), data));
             }
             _ => {
                 if x & 2 == 0 {
@@ -333,8 +333,8 @@ pub fn endpoint_on(mut bytes: &[u8]) {
                     pair.b = fresh;
                     let asked = pair.sealed(ExchangeType::INFORMATIONAL, false, PayloadType::NONE, &[]);
                     for message in asked {
-                        for datagram in pair.to_b(path(1, 2, true), &message) {
-                            pair.to_a(path(2, 1, true), &datagram);
+                        for datagram in pair.reach_b(path(1, 2, true), &message) {
+                            pair.reach_a(path(2, 1, true), &datagram);
                         }
                     }
                 }

@@ -261,7 +261,7 @@ fn fail(on: On, faults: Faults) {
     let (public, private) = generate();
     for healthy in [1, 6] {
         let medium = on.medium();
-        let before = live(on, &medium, &public, &LIFE[..healthy]);
+        let before = live(on, &medium, &public, LIFE.get(..healthy).unwrap());
         assert!(before.failed.is_none());
         let mut store = on.open(&medium, &public).unwrap();
         store.commit(&batch(&[], &before.durable.clone().into_iter().collect::<Vec<_>>())).unwrap();

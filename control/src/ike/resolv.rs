@@ -56,13 +56,13 @@ impl NameServers {
                 servers.push(server);
             }
         }
-        let lines: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+        let lines: Vec<String> = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
         let written = if lines.is_empty() {
             fs::remove_file(&self.file)
         } else {
             // Readers never see a half of it.
             let next = self.file.with_extension("new");
-            fs::write(&next, lines).and_then(|()| fs::rename(&next, &self.file))
+            fs::write(&next, lines.concat()).and_then(|()| fs::rename(&next, &self.file))
         };
         if let Err(error) = written
             && error.kind() != std::io::ErrorKind::NotFound

@@ -349,12 +349,29 @@ fn status() -> impl Strategy<Value = Status> {
     );
     let steer = ("[a-z0-9]{1,15}", vec(("[a-z_]{1,20}", any::<u64>()), 0..5))
         .prop_map(|(interface, verdicts)| SteerStatus { interface, verdicts });
-    (any::<(u32, u64, u64, u64, u64)>(), "[ -~]{0,12}", "[ -~]{0,12}", vec(worker, 0..3), vec(steer, 0..3))
-        .prop_map(
-            |((pid, uptime_seconds, sas, policies, relays), version, crypto_backend, workers, steer)| {
-                Status { version, pid, uptime_seconds, crypto_backend, sas, policies, relays, workers, steer }
-            },
-        )
+    let counts = any::<(u32, u64, u64, u64, u64, Option<u64>)>();
+    (counts, "[ -~]{0,12}", "[ -~]{0,12}", vec(worker, 0..3), vec(steer, 0..3)).prop_map(
+        |(
+            (pid, uptime_seconds, sas, policies, relays, relays_in_xdp),
+            version,
+            crypto_backend,
+            workers,
+            steer,
+        )| {
+            Status {
+                version,
+                pid,
+                uptime_seconds,
+                crypto_backend,
+                sas,
+                policies,
+                relays,
+                relays_in_xdp,
+                workers,
+                steer,
+            }
+        },
+    )
 }
 
 fn refusal() -> impl Strategy<Value = Refusal> {

@@ -38,7 +38,7 @@ unsafe impl Lanes for Quad {
 
     #[inline(always)]
     unsafe fn place(block: u128, lane: usize) -> Self {
-        unsafe { Self(_mm512_maskz_mov_epi64((0x03_u32 << (2 * lane)) as __mmask8, Self::splat(block).0)) }
+        unsafe { Self(_mm512_maskz_mov_epi64(0x03_u8 << (2 * lane), Self::splat(block).0)) }
     }
 
     #[inline(always)]

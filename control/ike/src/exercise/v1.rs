@@ -5,16 +5,17 @@
 //! right (an authenticated peer that misbehaves) or without one (anyone who has Ka alone).
 
 use core::time::Duration;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use super::{Counting, EFFECTS, RECORDS, address, connection, path, record, settle};
+use super::{Counting, EFFECTS, RECORDS, Side, address, connection, path, record};
 use crate::auth::identity::Identity;
 use crate::config::{Connection, PoolConfig, Settings, V1, Xauth};
 use crate::endpoint::{Endpoint, Now, Target};
 use crate::message::IkeSpi;
 use crate::negotiate::keyword;
-use crate::output::{Effect, Persist, SaId};
+use crate::output::SaId;
 use crate::record::{SavedBody, SavedIke};
 use crate::v1::cipher::{Cipher, exchange_iv};
 
@@ -33,18 +34,18 @@ fn connection_of_version_1(own: u8, peer: u8, aggressive: bool) -> Option<Connec
     Some(connection)
 }
 
-fn endpoint(own: u8, peer: u8, now: Now, aggressive: bool) -> Option<Endpoint> {
+fn side(own: u8, peer: u8, now: Now, aggressive: bool) -> Option<Side> {
     let random = Box::new(Counting(u64::from(own)));
     let machine = Box::new(super::Spis(u32::from(own) << 16));
     let mut endpoint = Endpoint::new(Settings::default(), machine, random);
     let pool = PoolConfig { name: "p".into(), first: [10, 9, 0, 1].into(), last: [10, 9, 0, 3].into() };
     endpoint.configure(now, vec![Arc::new(connection_of_version_1(own, peer, aggressive)?)], &[pool]);
-    Some(endpoint)
+    Some(Side { endpoint, saved: BTreeMap::new() })
 }
 
 struct Pair {
-    a: Endpoint,
-    b: Endpoint,
+    a: Side,
+    b: Side,
     sa: SaId,
     now: Now,
     random: Counting,
@@ -54,30 +55,23 @@ struct Pair {
 
 impl Pair {
     fn new(now: Now, aggressive: bool) -> Option<Self> {
-        let (mut a, b) = (endpoint(1, 2, now, aggressive)?, endpoint(2, 1, now, aggressive)?);
-        let sa = a.initiate(now, "c", None).ok()?.sa;
+        let (mut a, b) = (side(1, 2, now, aggressive)?, side(2, 1, now, aggressive)?);
+        let sa = a.endpoint.initiate(now, "c", None).ok()?.sa;
         Some(Self { a, b, sa, now, random: Counting(7), saved: None })
     }
 
     fn carry(&mut self, rounds: usize) {
         for _ in 0..rounds {
-            for datagram in settle(&mut self.a, self.now, &mut self.random, None) {
-                self.b.handle_datagram(self.now, path(1, 2, false), &datagram);
+            for datagram in self.a.settle(self.now, &mut self.random, None) {
+                self.b.endpoint.handle_datagram(self.now, path(1, 2, false), &datagram);
             }
-            let Self { b, now, random, saved, .. } = self;
-            let mut sent = Vec::new();
-            while let Some(output) = b.poll_output() {
-                match output.effect {
-                    Effect::Transmit { datagram, .. } => sent.push(datagram),
-                    Effect::Compute { id, job } => b.computed(*now, id, job.run(random)),
-                    Effect::Install(child) => b.installed(*now, child.id, Ok(())),
-                    Effect::Persist(Persist::Put(record)) => *saved = Some(*record),
-                    _ => {}
-                }
+            for datagram in self.b.settle(self.now, &mut self.random, None) {
+                self.a.endpoint.handle_datagram(self.now, path(2, 1, false), &datagram);
             }
-            for datagram in sent {
-                self.a.handle_datagram(self.now, path(2, 1, false), &datagram);
-            }
+        }
+        // Kept when the record is removed: the keys of an SA that is gone may still be used.
+        if let Some(record) = self.b.saved.values().next() {
+            self.saved = SavedIke::decode(record).ok();
         }
     }
 
@@ -127,7 +121,7 @@ pub fn endpoint_on(mut bytes: &[u8]) {
     let aggressive = bytes.first().is_some_and(|byte| byte & 0x80 != 0);
     let Some(mut pair) = Pair::new(now, aggressive) else { return };
     pair.carry(8);
-    assert_eq!(pair.b.counters().established, 1, "the pair is up");
+    assert_eq!(pair.b.endpoint.counters().established, 1, "the pair is up");
     assert!(pair.saved.is_some(), "it is saved");
     let mut trusted = true;
     for _ in 0..RECORDS {
@@ -148,19 +142,19 @@ pub fn endpoint_on(mut bytes: &[u8]) {
             }
         };
         if let Some(datagram) = datagram {
-            pair.b.handle_datagram(now, path(from, 2, kind & 0x40 != 0), &datagram);
-            settle(&mut pair.b, now, &mut pair.random, Some(EFFECTS));
+            pair.b.endpoint.handle_datagram(now, path(from, 2, kind & 0x40 != 0), &datagram);
+            pair.b.settle(now, &mut pair.random, Some(EFFECTS));
         }
-        assert!(pair.b.len() <= 2 + RECORDS, "{} IKE SAs", pair.b.len());
+        assert!(pair.b.endpoint.len() <= 2 + RECORDS, "{} IKE SAs", pair.b.endpoint.len());
     }
     if trusted {
         // Both still agree: another child comes up.
         let later = Now { monotonic: now.monotonic + Duration::from_secs(1), ..now };
         pair.now = later;
-        assert!(pair.a.rekey(later, &Target::Children("c".to_owned(), "net".to_owned())).is_ok());
+        assert!(pair.a.endpoint.rekey(later, &Target::Children("c".to_owned(), "net".to_owned())).is_ok());
         pair.carry(4);
-        assert_eq!(pair.a.counters().children_rekeyed, 1, "what nobody authenticated did harm");
-        let established = pair.a.sas(later).filter(|view| view.id == pair.sa).count();
+        assert_eq!(pair.a.endpoint.counters().children_rekeyed, 1, "what nobody authenticated did harm");
+        let established = pair.a.endpoint.sas(later).filter(|view| view.id == pair.sa).count();
         assert_eq!(established, 1, "the IKE SA is gone");
     }
 }
@@ -192,9 +186,9 @@ mod tests {
         let delete = [&[0, 0, 0, 28, 0, 0, 0, 1, 1, 16, 0, 1][..], &cookies].concat();
         for (hashed, left) in [(false, 1), (true, 0)] {
             let sealed = pair.sealed(5, 77, 12, &delete, hashed).unwrap();
-            pair.b.handle_datagram(now, path(1, 2, false), &sealed);
-            settle(&mut pair.b, now, &mut pair.random, None);
-            assert_eq!(pair.b.sas(now).count(), left);
+            pair.b.endpoint.handle_datagram(now, path(1, 2, false), &sealed);
+            pair.b.settle(now, &mut pair.random, None);
+            assert_eq!(pair.b.endpoint.sas(now).count(), left);
         }
     }
 

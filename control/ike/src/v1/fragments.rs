@@ -137,7 +137,7 @@ mod tests {
                 );
                 found.extend(fragments.take(body).unwrap());
             }
-            assert_eq!(found, [whole.clone()], "backwards {backwards}");
+            assert_eq!(found, std::slice::from_ref(&whole), "backwards {backwards}");
         }
         assert_eq!(split(&whole, 3028), [whole]);
     }

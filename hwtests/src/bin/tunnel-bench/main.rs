@@ -48,7 +48,7 @@ const OFFERED: [u32; 5] = [30_000, 60_000, 120_000, 240_000, 480_000];
 
 /// What holds the tunnel at both ends.
 enum Ends {
-    Ike { _left: Party, _right: Party },
+    Ike { _left: Box<Party>, _right: Box<Party> },
     WireGuard { _left: Background, _right: Background },
 }
 
@@ -142,7 +142,7 @@ fn negotiated(topology: &Topology, make: &Make) -> Result<Ends> {
     left.initiate("net")?;
     left.settled("net")?;
     right.settled("net")?;
-    Ok(Ends::Ike { _left: left, _right: right })
+    Ok(Ends::Ike { _left: Box::new(left), _right: Box::new(right) })
 }
 
 /// wireguard-go at both ends, with keys of `wg genkey`.

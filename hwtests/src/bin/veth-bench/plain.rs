@@ -79,7 +79,7 @@ fn forward(core: usize, stop: &AtomicBool, ready: &Sender<Result<()>>) -> Result
             zero_copy: false,
             mtu: None,
         };
-        let mut steer = Steer::attach(&settings, FragmentPolicy::Drop)?;
+        let mut steer = Steer::attach(&settings, FragmentPolicy::Drop, None)?;
         steer.protect(everything, None)?;
         let options = XskOptions { zero_copy: false, ..XskOptions::default() }.for_sockets(FRAMES, 2);
         let socket = XskSocket::bind(&umem, name, 0, options)?;
