@@ -67,6 +67,15 @@ pub fn start_time(pid: i32) -> Option<u64> {
     rest.split(' ').nth(19)?.parse().ok()
 }
 
+/// Gives the session of a process the share of the processors that our own has (sched(7), autogroups): a daemon in a
+/// session of its own would else have another, and what is compared with it an advantage.
+pub fn share_like_ours(pid: i32) -> Result<()> {
+    // "/autogroup-12 nice 0"; there is no such file where the kernel groups nothing.
+    let Ok(own) = std::fs::read_to_string("/proc/self/autogroup") else { return Ok(()) };
+    let nice = own.split_whitespace().last().context("/proc/self/autogroup has another format")?;
+    std::fs::write(format!("/proc/{pid}/autogroup"), nice).with_context(|| format!("autogroup of {pid}"))
+}
+
 /// Sends a signal to one process. A process that is gone already is fine.
 pub fn signal(pid: i32, signal: Signal) {
     if let Some(pid) = Pid::from_raw(pid)

@@ -15,7 +15,7 @@ use postern_hwtests::load::compare::cpu;
 use postern_hwtests::node::write_private;
 use postern_hwtests::party::{Make, Party};
 use postern_hwtests::peer::Version;
-use postern_hwtests::process::{Background, run, wait_for};
+use postern_hwtests::process::{Background, run, share_like_ours, wait_for};
 use postern_hwtests::stage::{postern, swan};
 use postern_hwtests::topology::{Family, Kind, Topology, inside, inside_net};
 use postern_hwtests::traffic::{IperfServer, Ping};
@@ -72,6 +72,9 @@ impl Contestant {
             "strongswan" => negotiated(&topology, &swan(Version::V5))?,
             _ => wireguard(&topology)?,
         };
+        for gateway in ["g1", "g2"] {
+            topology.ns(gateway)?.pids().into_iter().try_for_each(share_like_ours)?;
+        }
         let far = inside(Family::V4, 2, 10);
         Ping::default().all(topology.ns("h1")?, far)?;
         let server = IperfServer::start(topology.ns("h2")?, far, topology.dir())?;

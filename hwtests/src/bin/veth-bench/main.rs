@@ -15,6 +15,7 @@ use hdrhistogram::Histogram;
 use postern_hwtests::config::{AES128GCM, Pair};
 use postern_hwtests::netns::{janitor, scratch_dir, unique_prefix};
 use postern_hwtests::node::Node;
+use postern_hwtests::process::share_like_ours;
 use postern_hwtests::prog_run::{Order, Outcome, ProgRun};
 use postern_hwtests::topology::gateway_config;
 use serde_json::{Value, json};
@@ -116,6 +117,7 @@ impl Bench {
         let mut config = gateway_config(vec![pair.left()]);
         config.datapath.cores = vec![cores[1]];
         let gateway = Node::start(&postern.gateway, "g1", dir, config)?;
+        share_like_ours(gateway.datapath_pid()?)?;
         let plain = Plain::start(&reference.gateway, cores[1].into())?;
         Ok(Self {
             generator,
