@@ -140,8 +140,12 @@ fn rst_3_a_tpm() -> Result<()> {
     ensure!(problems.contains("written without the counter"), "{report}");
     // By its first message (INITIAL_CONTACT) the peer knows that the IKE SA before is gone.
     stage.establish(NAME, true)?;
-    let report = reset(&mut stage, &make, true)?;
-    ensure!(report.pointer("/backup/protected") == Some(&Value::Bool(true)), "{report}");
+    reset(&mut stage, &make, true)?;
+    // A TPM takes its time, and nobody waits for it before the peers are told.
+    wait_for("the backup to be guarded", Duration::from_secs(5), || {
+        let report = stage.left.node()?.json(&["recover"])?;
+        Ok((report.pointer("/backup/protected") == Some(&Value::Bool(true))).then_some(()))
+    })?;
 
     // Put back from before a reset.
     let backup = stage.left.node()?.dir().join("state/recovery/backup");

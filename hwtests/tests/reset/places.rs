@@ -122,7 +122,10 @@ fn rst_11_no_space_and_no_writing() -> Result<()> {
     stage.left.crash()?;
     let small = Small::mount(&backup)?;
     stage.left.node_mut()?.start_control()?;
-    let (near, far) = views(&stage);
+    let (near, mut far) = views(&stage);
+    if let Some(child) = far.child() {
+        child.on_close = None;
+    }
     stage.left.load(vec![near], vec![])?;
     stage.right.load(vec![far], vec![])?;
     let outcome = (|| {
@@ -152,15 +155,12 @@ fn rst_11_no_space_and_no_writing() -> Result<()> {
             })?;
             let report = stage.left.node()?.json(&["snapshot"])?;
             ensure!(report.pointer("/backup/records") == Some(&Value::from(1)), "{report}");
-            let before = stage.agreed(NAME)?;
             crash_and_restart(&mut stage, &make, DARK)?;
             told(&stage, 1)?;
-            stage.agreed_where(NAME, "a new IKE SA", |now| now.ike != before.ike)?;
-            stage.close(NAME, true)?;
+            stage.right.quiet()?;
         }
-        Ok(())
+        anyhow::Ok(())
     })();
-    let outcome: Result<()> = outcome;
     outcome.with_context(|| stage.report())?;
     // Control ends before its file system goes.
     stage.left.crash()
