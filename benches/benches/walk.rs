@@ -19,7 +19,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
 use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
+    Action, AddressRange, Direction, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
     PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite,
 };
 use postern_contract::secret::Secret;
@@ -113,6 +113,7 @@ fn sa(
         bundle: None,
         origin: KeyOrigin::Negotiated,
         worker: None,
+        fan_out: FanOut::ByLoad,
     }))
 }
 

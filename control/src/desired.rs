@@ -242,6 +242,7 @@ impl Desired {
             lifetime,
             priority,
             worker,
+            fan_out,
         } = tunnel;
         let mut all = Vec::new();
         for (direction, half, own, other) in
@@ -283,6 +284,7 @@ impl Desired {
                     bundle: ah_id.filter(|_| bundled && protocol == IpsecProtocol::Esp),
                     origin: KeyOrigin::Static,
                     worker,
+                    fan_out,
                 };
                 let suite = suite_name.clone().unwrap_or_default();
                 self.sas.insert(id, WantedSa { tunnel: name.clone(), suite, config });
@@ -349,6 +351,7 @@ pub(crate) fn duplicate(config: &SaConfig) -> SaConfig {
         bundle,
         origin,
         worker,
+        fan_out,
     } = config;
     SaConfig {
         id: *id,
@@ -377,5 +380,6 @@ pub(crate) fn duplicate(config: &SaConfig) -> SaConfig {
         bundle: *bundle,
         origin: *origin,
         worker: *worker,
+        fan_out: *fan_out,
     }
 }

@@ -182,6 +182,10 @@ impl Page<'_> {
         let workers = || numbers.iter().map(String::as_str).zip(&status.workers);
         let of_worker = |value: fn(&_) -> u64| workers().map(move |(n, w)| ([("worker", n)], value(w)));
         self.counters("worker_turns", "Turns that found work", of_worker(|worker| worker.busy_turns))?;
+        let fanned = of_worker(|worker| worker.fanned_out);
+        self.counters("worker_fanned_out", "Packets of its SAs that other workers sealed or opened", fanned)?;
+        let helped = of_worker(|worker| worker.helped);
+        self.counters("worker_helped", "Packets that it sealed or opened for other workers", helped)?;
         self.gauges("worker_free_frames", "Frames free for use", of_worker(|worker| worker.free_frames))?;
 
         let ports: Vec<_> = workers()
@@ -320,6 +324,8 @@ mod tests {
             core: None,
             busy_turns: 5,
             free_frames: 9,
+            fanned_out: 0,
+            helped: 0,
             inbound_sas: 0,
             outbound_sas: 0,
             ports: vec![port],

@@ -9,6 +9,7 @@ use crate::core::{ACQUIRES_PER_SECOND, Core, ICMP_PER_SECOND, Outbox, PortInfo};
 use crate::counters::{SaDrops, WorkerCells};
 use crate::crypto::Engine;
 use crate::egress::{Egress, Parking};
+use crate::fanout::{Exchange, Fan};
 use crate::fib::{CachedFib, Fib, PortIndex, Resolver};
 use crate::flows::Flows;
 use crate::frame::{Arena, Frame, Pool};
@@ -108,6 +109,7 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
         }
     }
     let infos: Arc<[PortInfo]> = infos.into();
+    let exchange = Exchange::new(workers);
     let mut links = Vec::new();
     let mut made = Vec::new();
     for (id, (pool, ports)) in Pool::split(frames, workers).into_iter().zip(queues).enumerate() {
@@ -116,8 +118,11 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
         if let Some(inbox) = inboxes.get(id) {
             links.push(WorkerLink::new(Arc::clone(&commands), inbox.clone(), Arc::clone(&cells)));
         }
+        let number = u8::try_from(id).unwrap_or(u8::MAX);
+        let foreign = (workers > 1).then(|| Engine::select(backend, Fan::KEYS)).transpose()?;
         let core = Core {
-            id: u8::try_from(id).unwrap_or(u8::MAX),
+            id: number,
+            fan: Fan::new(number, Arc::clone(&exchange), foreign),
             arena: arena.clone(),
             pool,
             crypto: Engine::select(backend, remembered)?,

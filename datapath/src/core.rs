@@ -14,6 +14,7 @@ use crate::command::{Returned, Table};
 use crate::counters::{SaDrops, WorkerCells};
 use crate::crypto::Engine;
 use crate::egress::{Egress, Parking};
+use crate::fanout::Fan;
 use crate::fib::{CachedFib, PortIndex, Resolver};
 use crate::flows::Flows;
 use crate::frame::{Arena, Frame, Pool};
@@ -96,6 +97,8 @@ pub struct Core {
     pub sa_drops: SaDrops,
     /// To the main thread.
     pub outbox: Outbox,
+    /// What other workers do for this one, and it for them.
+    pub fan: Fan,
     /// Inboxes of all workers, by number.
     pub inboxes: Arc<[crate::handoff::Inbox]>,
     /// Seconds since the start of the datapath, read once a turn.

@@ -109,6 +109,10 @@ pub struct WorkerCells {
     pub outbound: Cell,
     /// Frames that were handed to another worker.
     pub handed_off: Cell,
+    /// Packets of this worker's SAs that others sealed or opened (DP-8).
+    pub fanned_out: Cell,
+    /// Packets that this worker sealed or opened for others.
+    pub helped: Cell,
     /// Packets that the worker made: further fragments of one packet, and ICMP errors. What was received and made was
     /// either transmitted or dropped.
     pub made: Cell,

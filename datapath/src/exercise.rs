@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
 use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
+    Action, AddressRange, Direction, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
     PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, UdpEncap,
 };
 use postern_contract::secret::Secret;
@@ -138,6 +138,7 @@ impl Kind {
                 bundle,
                 origin: KeyOrigin::Negotiated,
                 worker: None,
+                fan_out: FanOut::ByLoad,
             }))
         };
         let mut operations = Vec::new();

@@ -69,13 +69,15 @@ impl Doorbell {
         Ok(Self { fd, asleep: AtomicBool::new(false) })
     }
 
-    /// Called after something was put where the thread looks.
-    pub fn ring(&self) {
+    /// Called after something was put where the thread looks. Says whether it slept.
+    pub fn ring(&self) -> bool {
         // The fence of the pair in `lie_down`: either we see that it sleeps, or it sees what was put.
         std::sync::atomic::fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst) {
+        let asleep = self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst);
+        if asleep {
             let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
         }
+        asleep
     }
 
     /// Wakes the thread, asleep or about to be.

@@ -21,6 +21,7 @@ use postern_wire::{ah, esp, udp};
 use crate::command::Table;
 use crate::core::Core;
 use crate::crypto::{Engine, OpenOp, Outcome};
+use crate::fanout::{self, Incoming, Job};
 use crate::fib::PortIndex;
 use crate::forward;
 use crate::frame::{Arena, BATCH, Frame};
@@ -112,6 +113,8 @@ enum Next {
     DropOfSa(DropReason),
     /// To the worker that owns the SA.
     HandOff(u8),
+    /// To be opened by another worker, perhaps.
+    Fan,
     /// No SA has the SPI: to the translation table.
     Relay,
     /// AH was taken off and ESP is under it: once more from the start.
@@ -153,11 +156,77 @@ impl InboundBatch {
 pub fn run(core: &mut Core, batch: &mut InboundBatch) {
     lookup(core, batch);
     precheck(core, batch);
+    spread(core, batch);
     open(core, batch);
     verify(core, batch);
     accept(core, batch);
     decap(core, batch);
     dispatch(core, batch);
+}
+
+/// Goes on with packets that were opened elsewhere, as if it had been here (DP-8).
+pub(crate) fn resume(core: &mut Core, batch: &mut InboundBatch, job: &mut Job) {
+    let Job { runs, inbound: packets, .. } = job;
+    for packet in packets.drain(..) {
+        let place = fanout::place(runs, core, packet.run());
+        let next = match packet.outcome() {
+            _ if place.sa.is_none() => Next::Drop(DropReason::SaGone),
+            Outcome::Opened => Next::Continue,
+            Outcome::BadIcv | Outcome::Pending => Next::DropOfSa(DropReason::BadIcv),
+            Outcome::BadLength => Next::DropOfSa(DropReason::BadLength),
+        };
+        let Incoming { frame, arrival, sequence, usual, .. } = packet;
+        if let (Some(head), Some(sa)) = (&usual, place.sa) {
+            match next {
+                Next::Continue => quick::resume(core, frame, head, sa, sequence, arrival.port),
+                Next::DropOfSa(reason) | Next::Drop(reason) => {
+                    core.discard_of_sa(frame, arrival.port, reason, Table::Inbound, sa);
+                }
+                _ => core.pool.give(frame),
+            }
+            continue;
+        }
+        batch.frames.push(frame);
+        batch.arrivals.push(arrival);
+        batch.sas.push(place.sa.unwrap_or(NO_LINK));
+        batch.sequences.push(sequence);
+        batch.flows.push(None);
+        batch.next.push(next);
+    }
+    if batch.is_empty() {
+        return;
+    }
+    accept(core, batch);
+    decap(core, batch);
+    dispatch(core, batch);
+}
+
+/// Leaves to other workers what is to be opened there.
+fn spread(core: &Core, batch: &mut InboundBatch) {
+    if !core.fan.wants() {
+        return;
+    }
+    let going = |arrival: &Arrival, next: &Next| {
+        *next == Next::Continue && arrival.protocol == IpsecProtocol::Esp && arrival.under == NO_LINK
+    };
+    let sas = izip!(&batch.arrivals, &batch.sas, &batch.next);
+    let sas = sas.filter(|(arrival, _, next)| going(arrival, next)).map(|(_, sa, _)| *sa);
+    let elephant = core.fan.elephant(sas);
+    let mut last = (NO_LINK, false);
+    for (arrival, sa, next) in izip!(&batch.arrivals, &batch.sas, &mut batch.next) {
+        if !going(arrival, next) {
+            continue;
+        }
+        if last.0 != *sa {
+            let takes = core.inbound.get(*sa).is_some_and(|state| {
+                core.fan.takes(Table::Inbound, *sa, &state.config, elephant == Some(*sa))
+            });
+            last = (*sa, takes);
+        }
+        if last.1 {
+            *next = Next::Fan;
+        }
+    }
 }
 
 /// Finds the SA by protocol and SPI.
@@ -678,6 +747,14 @@ fn dispatch(core: &mut Core, batch: &mut InboundBatch) {
             Next::HandOff(worker) => {
                 core.hand_off(*worker, arrival.port, Parcel::Inbound { frame, port: arrival.port });
             }
+            Next::Fan => {
+                let sequence = batch.sequences.get(index).copied().unwrap_or_default();
+                let packet = Incoming::new(frame, *arrival, sequence, None);
+                let config = core.inbound.get(*sa).map(|state| &state.config);
+                if let Err(frame) = core.fan.put_inbound(packet, *sa, config) {
+                    core.discard_of_sa(frame, arrival.port, fanout::FULL, Table::Inbound, *sa);
+                }
+            }
             // As many as the batch at the most.
             Next::Relay => relayed.push((frame, *arrival)),
             Next::Again => {
@@ -692,6 +769,7 @@ fn dispatch(core: &mut Core, batch: &mut InboundBatch) {
     batch.sequences.clear();
     batch.flows.clear();
     batch.next.clear();
+    fanout::hand_out(core);
     if !relayed.is_empty() {
         relay::run(core, &mut relayed);
     }

@@ -12,6 +12,7 @@ pub mod crypto;
 pub mod egress;
 #[cfg(any(test, feature = "exercise"))]
 pub mod exercise;
+pub mod fanout;
 pub mod fib;
 pub mod flows;
 pub mod forward;

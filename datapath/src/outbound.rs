@@ -18,6 +18,7 @@ use crate::command::{Returned, Table};
 use crate::core::Core;
 use crate::crypto::{Engine, ReserveError, Reserved, SealOp, SealOutcome};
 use crate::egress;
+use crate::fanout::{self, Job, Outgoing};
 use crate::fib::{PortIndex, Route};
 use crate::forward::{self, Complaint, Origin};
 use crate::frame::{Arena, BATCH, Frame};
@@ -62,6 +63,8 @@ enum Next {
     Drop(DropReason),
     DropOfSa(DropReason),
     HandOff(u8),
+    /// To be sealed by another worker, perhaps.
+    Fan,
     /// In the clear, by the routes.
     Bypass,
 }
@@ -132,9 +135,67 @@ pub fn run(core: &mut Core, batch: &mut OutboundBatch) {
     fit(core, batch);
     number(core, batch);
     encap(core, batch);
+    spread(core, batch);
     seal(core, batch);
     finish(core, batch);
     dispatch(core, batch);
+}
+
+/// Leaves to other workers what is to be sealed there (DP-8).
+fn spread(core: &Core, batch: &mut OutboundBatch) {
+    if !core.fan.wants() {
+        return;
+    }
+    let going = |number: &Option<Reserved>, next: Next| next == Next::Continue && number.is_some();
+    let sas = izip!(&batch.sas, &batch.numbers, &batch.next);
+    let sas = sas.filter(|(_, number, next)| going(number, **next)).map(|(sa, ..)| *sa);
+    let elephant = core.fan.elephant(sas);
+    let mut last = (NO_LINK, false);
+    for (sa, number, next) in izip!(&batch.sas, &batch.numbers, &mut batch.next) {
+        if !going(number, *next) {
+            continue;
+        }
+        if last.0 != *sa {
+            let takes = core.outbound.get(*sa).is_some_and(|state| {
+                core.fan.takes(Table::Outbound, *sa, &state.config, elephant == Some(*sa))
+            });
+            last = (*sa, takes);
+        }
+        if last.1 {
+            *next = Next::Fan;
+        }
+    }
+}
+
+/// Goes on with packets that were sealed elsewhere.
+pub(crate) fn resume(core: &mut Core, job: &mut Job) {
+    let Job { runs, outbound: packets, .. } = job;
+    for packet in packets.drain(..) {
+        let place = fanout::place(runs, core, packet.run());
+        let (sealed, from) = (packet.is_sealed(), packet.from);
+        let (mut frame, at, out) = (packet.frame, usize::from(packet.at), packet.out);
+        let Some(sa) = place.sa else {
+            core.discard(frame, from, DropReason::SaGone);
+            continue;
+        };
+        if !sealed {
+            core.discard_of_sa(frame, from, DropReason::BadLength, Table::Outbound, sa);
+            continue;
+        }
+        if let Some(out) = out {
+            egress::enqueue(core, frame, from, out);
+            continue;
+        }
+        let written = core
+            .outbound
+            .get(sa)
+            .zip(core.outbound.peer(sa))
+            .and_then(|(state, peer)| to_wire(core.arena.bytes_mut(&mut frame), &state.config, peer, at));
+        match written {
+            Some(()) => transmit(core, frame, from, sa, place.route),
+            None => core.discard_of_sa(frame, from, DropReason::EgressMtu, Table::Outbound, sa),
+        }
+    }
 }
 
 /// Reads the headers that policies ask about.
@@ -791,11 +852,20 @@ fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
         &batch.flows,
         &batch.sas,
         &batch.routes,
+        &batch.at,
+        &mut batch.numbers,
         &batch.next
     );
-    for (frame, cleartext, flow, sa, route, next) in columns {
+    for (frame, cleartext, flow, sa, route, at, number, next) in columns {
         let port = cleartext.port;
         match (next, flow) {
+            (Next::Fan, _) => {
+                let packet = Outgoing::new(frame, port, *at, number.take(), None);
+                let config = core.outbound.get(*sa).map(|state| &state.config);
+                if let Err(frame) = core.fan.put_outbound(packet, *sa, config, *route) {
+                    core.discard_of_sa(frame, port, fanout::FULL, Table::Outbound, *sa);
+                }
+            }
             (Next::Continue, _) => transmit(core, frame, port, *sa, *route),
             (Next::Bypass, Some(flow)) => {
                 let hop = cleartext.came == Came::Forwarded;
@@ -817,6 +887,7 @@ fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
     batch.ah_numbers.clear();
     batch.at.clear();
     batch.next.clear();
+    fanout::hand_out(core);
 }
 
 /// Sends a protected packet; in transport mode it may have to be fragmented now.

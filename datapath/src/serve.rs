@@ -314,6 +314,8 @@ impl Server {
                 free_frames: cells.free_frames.get(),
                 inbound_sas: cells.inbound.get(),
                 outbound_sas: cells.outbound.get(),
+                fanned_out: cells.fanned_out.get(),
+                helped: cells.helped.get(),
                 ports: ports.collect(),
             }
         });

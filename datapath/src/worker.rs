@@ -17,13 +17,13 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::command::{Command, Returned, SaSnapshot, Table};
 use crate::core::{ACQUIRES_PER_SECOND, Core, ICMP_PER_SECOND};
 use crate::egress;
+use crate::fanout;
 use crate::fib::PortIndex;
 use crate::frame::{Arena, BATCH, Frame};
 use crate::handoff::Parcel;
 use crate::inbound::{self, Arrival, InboundBatch};
 use crate::outbound::{self, Came, Cleartext, OutboundBatch};
 use crate::port::{LinkKind, Port, PortStats};
-use crate::sad::config::SaShared;
 use crate::sad::lookup::Handle;
 
 /// Returned objects that wait for the main thread: more than the commands that can be under way and the events of a
@@ -102,17 +102,28 @@ impl Worker {
     pub fn turn(&mut self, now: Duration) -> bool {
         self.tick(now);
         let mut busy = self.quiesce();
-        busy |= self.open_parcels();
+        busy |= fanout::begin(&mut self.core, now);
+        let (mut received, mut full) = self.open_parcels();
         for index in 0..self.ports.len() {
+            if !self.core.fan.has_room() {
+                // What is out comes first; packets wait in the ring.
+                full = true;
+                break;
+            }
             let mut frames = ArrayVec::new();
             self.receive(index, &mut frames);
             if frames.is_empty() {
                 continue;
             }
-            busy = true;
+            received = true;
+            full |= frames.is_full();
             let port = PortIndex(u16::try_from(index).unwrap_or(u16::MAX));
             self.parse(port, frames);
             self.walk_from(port);
+        }
+        busy |= received | fanout::share(&mut self.core, full, received);
+        if !self.core.own.is_empty() {
+            self.walk();
         }
         egress::flush(&mut self.core, &mut self.ports, &self.server_of);
         let Core { arena, pool, .. } = &mut self.core;
@@ -147,6 +158,8 @@ impl Worker {
                 std::hint::spin_loop();
             }
         }
+        fanout::leave(&mut self.core);
+        egress::flush(&mut self.core, &mut self.ports, &self.server_of);
         let Core { arena, pool, .. } = &mut self.core;
         for port in self.ports.iter_mut().flatten() {
             port.drain(arena, pool);
@@ -163,7 +176,8 @@ impl Worker {
             bell.get_up();
             return;
         }
-        if self.commands.is_empty() && inbox.is_empty() && !stop.load(Ordering::Relaxed) {
+        let nothing = self.commands.is_empty() && inbox.is_empty() && self.core.fan.may_sleep();
+        if nothing && !stop.load(Ordering::Relaxed) {
             let mut fds = ArrayVec::<PollFd<'_>, 64>::new();
             fds.push(PollFd::new(bell.as_ref(), PollFlags::IN));
             let ports = self.ports.iter().flatten().filter_map(|port| port.wait_fd());
@@ -258,8 +272,11 @@ impl Worker {
         busy
     }
 
-    /// Takes what other workers left here.
-    fn open_parcels(&mut self) -> bool {
+    /// Takes what other workers left here. Says whether that was anything, and whether it was a whole batch.
+    fn open_parcels(&mut self) -> (bool, bool) {
+        if !self.core.fan.has_room() {
+            return (false, false);
+        }
         let mut opened = false;
         while self.inbound.remaining() > 0 && self.outbound.remaining() > 0 {
             let inboxes = Arc::clone(&self.core.inboxes);
@@ -288,8 +305,9 @@ impl Worker {
                 }
             }
         }
+        let full = self.inbound.remaining() == 0 || self.outbound.remaining() == 0;
         self.walk();
-        opened
+        (opened, full)
     }
 
     fn receive(&mut self, index: usize, frames: &mut ArrayVec<Frame, BATCH>) {
@@ -521,39 +539,42 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
     match std::mem::replace(command, Command::Applied) {
         Command::Applied | Command::PutPolicy(..) | Command::ReportSas(_) => {}
         Command::PutInbound(index, sa, rest) => {
+            core.fan.note(&sa.config);
             core.sa_drops.forget(Table::Inbound, index);
             if let Some(old) = core.inbound.put(index, sa, rest) {
-                forget_key(core, &old.0.config);
+                fanout::forget(core, &old.0.config);
                 core.send(Returned::Inbound(index, Box::new(old)));
             }
         }
         Command::PutOutbound(index, sa, rest) => {
+            core.fan.note(&sa.config);
             core.sa_drops.forget(Table::Outbound, index);
             if let Some(old) = core.outbound.put(index, sa, rest) {
-                forget_key(core, &old.0.config);
+                fanout::forget(core, &old.0.config);
                 core.send(Returned::Outbound(index, Box::new(old)));
             }
         }
         Command::Reconfigure { table, index, config, move_peer } => {
             let now = core.now;
+            core.fan.note(&config);
             let old = match table {
                 Table::Inbound => core.inbound.reconfigure(index, config, move_peer, now),
                 Table::Outbound => core.outbound.reconfigure(index, config, move_peer, now),
             };
             if let Some(old) = old {
-                forget_key(core, &old);
+                fanout::forget(core, &old);
                 core.send(Returned::Config(old));
             }
         }
         Command::Take(Table::Inbound, index) => {
             if let Some(sa) = core.inbound.take(index) {
-                forget_key(core, &sa.0.config);
+                fanout::forget(core, &sa.0.config);
                 core.send(Returned::Inbound(index, Box::new(sa)));
             }
         }
         Command::Take(Table::Outbound, index) => {
             if let Some(sa) = core.outbound.take(index) {
-                forget_key(core, &sa.0.config);
+                fanout::forget(core, &sa.0.config);
                 core.send(Returned::Outbound(index, Box::new(sa)));
             }
         }
@@ -620,13 +641,6 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
         }
         Command::ReportRelays => core.send(Returned::Relays(core.relays.counters())),
         Command::ReportLatency => core.send(Returned::Latency(Box::new(latency.clone()))),
-    }
-}
-
-/// OPS-4: nothing of a key stays with a worker that does not need it any more.
-fn forget_key(core: &mut Core, config: &SaShared) {
-    if let Some(serial) = config.key.serial() {
-        core.crypto.forget(serial);
     }
 }
 

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use postern_contract::counters::DropReason;
 use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode, PathPolicy, Policy,
-    PolicyId, SaConfig, SaId, Selector, UdpEncap,
+    Action, Direction, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode, PathPolicy,
+    Policy, PolicyId, SaConfig, SaId, Selector, UdpEncap,
 };
 use postern_contract::secret::Secret;
 use postern_contract::{Generation, Translation, sa};
@@ -150,6 +150,7 @@ fn operations(case: &Case, number: u64) -> Vec<Operation> {
             bundle: None,
             origin: KeyOrigin::Negotiated,
             worker: None,
+            fan_out: FanOut::ByLoad,
         };
         let mode = if pair.mode == "tunnel" { Mode::Tunnel } else { Mode::Transport };
         let bundle = pair.ah.zip(pair.esp).map(|_| id(offset + 1));

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use postern_contract::request::{Done, Operation, Reply, Request, Status};
 use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
+    Action, AddressRange, Direction, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
     PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite,
 };
 use postern_contract::secret::Secret;
@@ -260,6 +260,7 @@ fn pair(number: u32) -> [Operation; 3] {
             bundle: None,
             origin: KeyOrigin::Static,
             worker: None,
+            fan_out: FanOut::ByLoad,
         }))
     };
     let policy = Policy {

@@ -32,7 +32,7 @@ use arrayvec::ArrayVec;
 use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
 use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
+    Action, AddressRange, Direction, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
     PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite,
 };
 use postern_contract::secret::Secret;
@@ -157,6 +157,7 @@ fn sa(number: u32, direction: Direction, suite: Suite) -> Operation {
         bundle: None,
         origin: KeyOrigin::Negotiated,
         worker: None,
+        fan_out: FanOut::ByLoad,
     }))
 }
 

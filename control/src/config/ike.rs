@@ -7,7 +7,7 @@ use core::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use postern_contract::sa::{Lifetime, PathPolicy};
+use postern_contract::sa::{FanOut, Lifetime, PathPolicy};
 use postern_ike::config::{Connection as IkeConnection, PoolConfig, Settings};
 
 /// Everything about IKE.
@@ -117,6 +117,8 @@ pub struct ChildSettings {
     pub priority: u32,
     /// Worker that owns the SAs.
     pub worker: Option<u16>,
+    /// Whether other workers may help it (DP-8).
+    pub fan_out: FanOut,
     /// Limits by bytes and packets: at the soft one the child is rekeyed, at the hard one it is deleted. No seconds: IKE
     /// itself keeps time.
     pub limits: Lifetime,

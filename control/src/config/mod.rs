@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use postern_contract::Translation;
 use postern_contract::relay::Partition;
-use postern_contract::sa::{Action, Lifetime, Mode, PathPolicy, Selector, Suite, UdpEncap};
+use postern_contract::sa::{Action, FanOut, Lifetime, Mode, PathPolicy, Selector, Suite, UdpEncap};
 use postern_contract::settings::DatapathSettings;
 use postern_wire::ids::Spi;
 use zeroize::Zeroizing;
@@ -106,6 +106,8 @@ pub struct Tunnel {
     pub priority: u32,
     /// Worker that owns the SAs.
     pub worker: Option<u16>,
+    /// Whether other workers may help it (DP-8).
+    pub fan_out: FanOut,
 }
 
 /// The SAs of one direction; at least one of the two is there.

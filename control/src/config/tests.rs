@@ -1,6 +1,6 @@
 //! The layout as a whole, each kind of finding with its exact words, and arbitrary texts.
 
-use postern_contract::sa::{DfPolicy, DscpPolicy, Encryption, Integrity, IpsecProtocol};
+use postern_contract::sa::{DfPolicy, DscpPolicy, Encryption, FanOut, Integrity, IpsecProtocol};
 use proptest::prelude::*;
 
 use super::*;
@@ -56,6 +56,7 @@ lifetime = { soft = { seconds = 10, bytes = 20, packets = 30 }, hard = { seconds
 seen_as = { local = "198.51.100.1", remote = "203.0.113.1", out_spi = 0x5001, in_spi = 0x5002 }
 priority = 5
 worker = 1
+fan_out = true
 
 [[tunnel]]
 name = "bundle"
@@ -142,6 +143,7 @@ fn ops_2_every_key_is_read() {
     assert_eq!(site.path, expected);
     assert_eq!(site.lifetime.soft.packets, Some(30));
     assert_eq!((site.priority, site.worker, site.replay_window), (5, Some(1), 4096));
+    assert_eq!((site.fan_out, bundle.fan_out), (FanOut::Always, FanOut::ByLoad));
     assert_eq!(bundle.inbound.ah.as_ref().unwrap().suite.integrity, Integrity::HmacSha2_256_128);
     assert_eq!(bundle.selectors[0].local.start, bundle.local.on_wire);
     assert_eq!(config.policies[0].action, Action::Discard);

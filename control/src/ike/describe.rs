@@ -105,6 +105,7 @@ pub fn describe(
                 Origin::Restored => KeyOrigin::Restored,
             },
             worker: settings.worker,
+            fan_out: settings.fan_out,
         })
     };
     Ok([

@@ -267,6 +267,8 @@ impl Tables {
                 free_frames: 1,
                 inbound_sas: 1,
                 outbound_sas: 1,
+                fanned_out: 0,
+                helped: 0,
                 ports: vec![port],
             }],
             steer: Vec::new(),

@@ -16,9 +16,9 @@ use crate::request::{
     Status, SteerStatus, WorkerStatus,
 };
 use crate::sa::{
-    Action, AddressRange, DfPolicy, Direction, DscpPolicy, Encryption, Integrity, IpsecProtocol, KeyOrigin,
-    Lifetime, Limits, Mode, PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, SuiteError,
-    UdpEncap,
+    Action, AddressRange, DfPolicy, Direction, DscpPolicy, Encryption, FanOut, Integrity, IpsecProtocol,
+    KeyOrigin, Lifetime, Limits, Mode, PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite,
+    SuiteError, UdpEncap,
 };
 use crate::secret::Secret;
 use crate::settings::Role;
@@ -159,14 +159,14 @@ pub fn sa() -> impl Strategy<Value = SaConfig> {
         any::<(u64, u64, u64, u16, bool, bool, u8)>(),
         (direction(), mode(), suite(), option::of(encap()), limits(), limits(), path()),
         (translation(spi()), translation(address()), translation(address()), vec(selector(), 0..4)),
-        any::<(Option<u64>, Option<u64>, Option<u16>)>(),
+        any::<(Option<u64>, Option<u64>, Option<u16>, u8)>(),
     )
         .prop_map(
             |(
                 (id, generation, sequence, window, esn, follow_peer, origin),
                 (direction, mode, (protocol, suite), encap, soft, hard, path),
                 (spi, local, remote, selectors),
-                (pair, bundle, worker),
+                (pair, bundle, worker, fan_out),
             )| SaConfig {
                 id: SaId(id),
                 generation: Generation(generation),
@@ -192,6 +192,10 @@ pub fn sa() -> impl Strategy<Value = SaConfig> {
                     .copied()
                     .unwrap_or(KeyOrigin::Negotiated),
                 worker,
+                fan_out: [FanOut::ByLoad, FanOut::Always, FanOut::Never]
+                    .get(usize::from(fan_out % 3))
+                    .copied()
+                    .unwrap_or_default(),
             },
         )
 }
@@ -337,14 +341,18 @@ fn status() -> impl Strategy<Value = Status> {
             }
         },
     );
-    let worker = (any::<(Option<u16>, u64, u64, u64, u64)>(), vec(port, 0..3)).prop_map(
-        |((core, busy_turns, free_frames, inbound_sas, outbound_sas), ports)| WorkerStatus {
-            core,
-            busy_turns,
-            free_frames,
-            inbound_sas,
-            outbound_sas,
-            ports,
+    let worker = (any::<(Option<u16>, u64, u64, u64, u64, (u64, u64))>(), vec(port, 0..3)).prop_map(
+        |((core, busy_turns, free_frames, inbound_sas, outbound_sas, (fanned_out, helped)), ports)| {
+            WorkerStatus {
+                core,
+                busy_turns,
+                free_frames,
+                inbound_sas,
+                outbound_sas,
+                fanned_out,
+                helped,
+                ports,
+            }
         },
     );
     let steer = ("[a-z0-9]{1,15}", vec(("[a-z_]{1,20}", any::<u64>()), 0..5))

@@ -98,6 +98,10 @@ drop_reasons! {
     RelayWrongPeer = "relay_wrong_peer",
     /// The ring to the worker that owns the SA is full.
     HandoffFull = "handoff_full",
+    /// Other workers hold all packets that may be with them at once, and the packet had to follow those (DP-8).
+    FanOutFull = "fan_out_full",
+    /// The SA was removed while another worker had the packet to seal or open.
+    SaGone = "sa_gone",
     /// The kernel had the packet for a worker whose receive ring is full: the worker is too slow.
     ReceiveRingFull = "receive_ring_full",
     /// The kernel had the packet for a worker and no frame to receive it into: the worker is too slow, or has too few frames.

@@ -190,6 +190,10 @@ pub struct WorkerStatus {
     pub inbound_sas: u64,
     /// Outbound SAs it owns.
     pub outbound_sas: u64,
+    /// Packets of its SAs that other workers sealed or opened (DP-8).
+    pub fanned_out: u64,
+    /// Packets that it sealed or opened for other workers.
+    pub helped: u64,
     /// Its ports.
     pub ports: Vec<PortStatus>,
 }

@@ -323,6 +323,19 @@ pub enum KeyOrigin {
     Static,
 }
 
+/// Whether workers that do not own an SA may seal and open its packets, so that one SA is not bound to one core's speed
+/// (DP-8). Numbers, window, limits and the order of packets stay with the owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum FanOut {
+    /// While the owner has more packets than it can take and another worker has little to do.
+    #[default]
+    ByLoad,
+    /// Always, with one worker or many.
+    Always,
+    /// Never.
+    Never,
+}
+
 /// Everything the datapath needs to know about one SA.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct SaConfig {
@@ -368,6 +381,8 @@ pub struct SaConfig {
     pub origin: KeyOrigin,
     /// Worker that owns the SA; `None` lets the datapath choose.
     pub worker: Option<u16>,
+    /// Whether other workers may encrypt and decrypt for the owner. ESP only, and not in a bundle.
+    pub fan_out: FanOut,
 }
 
 /// What to do with a packet that a policy's selectors match (RFC 4301 section 4.4.1).

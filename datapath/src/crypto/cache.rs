@@ -180,6 +180,20 @@ impl<K: Expanded> KeyCache<K> {
         }
     }
 
+    /// Wipes all keys.
+    pub(super) fn forget_all(&mut self) {
+        for (set, serials) in self.sets.iter_mut().enumerate() {
+            for (way, serial) in
+                serials.0.iter_mut().enumerate().filter(|(_, serial)| **serial != Serial::NONE)
+            {
+                *serial = Serial::NONE;
+                if let Some(key) = self.keys.get_mut(set * WAYS + way) {
+                    key.wipe(&self.blank);
+                }
+            }
+        }
+    }
+
     /// Number of keys.
     pub(super) fn len(&self) -> usize {
         self.sets.iter().flat_map(|set| &set.0).filter(|serial| **serial != Serial::NONE).count()
@@ -347,7 +361,10 @@ mod tests {
         ) {
             let mut cache = KeyCache::new(slots).unwrap();
             for (number, forget) in steps {
-                if forget {
+                if forget && number % 8 == 0 {
+                    cache.forget_all();
+                    prop_assert_eq!(blanks(&cache), cache.keys.len());
+                } else if forget {
                     cache.forget(Serial(number));
                     prop_assert!(!holds(&cache, number));
                 } else {

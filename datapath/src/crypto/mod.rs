@@ -265,6 +265,14 @@ impl Engine {
         }
     }
 
+    /// Wipes all that is expanded.
+    pub fn forget_all(&mut self) {
+        self.keys.forget_all();
+        if let Some(vector) = &mut self.vector {
+            vector.forget_all();
+        }
+    }
+
     /// Asks for the memory that tells where a key stands expanded; later, [`Self::prefetch`] asks for the key.
     #[inline]
     pub fn prefetch_place(&self, key: &EspKey) {

@@ -100,6 +100,10 @@ impl Vector {
         self.keys.forget(serial);
     }
 
+    pub(super) fn forget_all(&mut self) {
+        self.keys.forget_all();
+    }
+
     /// Asks for the memory that tells where the expanded key is, if the kernels serve it.
     #[inline]
     pub(super) fn prefetch_place(&self, key: &super::EspKey) {

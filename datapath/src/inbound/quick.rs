@@ -18,6 +18,7 @@ use crate::command::Table;
 use crate::core::Core;
 use crate::crypto::{OpenOp, Outcome};
 use crate::egress;
+use crate::fanout::{self, Incoming};
 use crate::fib::PortIndex;
 use crate::frame::{BATCH, Frame};
 use crate::header;
@@ -213,6 +214,7 @@ pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut 
     }
     let outcomes = if ours {
         precheck(core, batch);
+        spread(core, batch, port);
         open(core, batch)
     } else {
         ArrayVec::new()
@@ -363,6 +365,56 @@ fn deliver(
             Fate::Drop(reason) => reason,
         };
         core.discard_of_sa(frame, port, reason, Table::Inbound, place);
+    }
+}
+
+/// Leaves to other workers what is to be opened there (DP-8).
+fn spread(core: &mut Core, batch: &mut QuickBatch, port: PortIndex) {
+    if !core.fan.wants() {
+        return;
+    }
+    let ours = batch.packets.iter().filter(|packet| packet.fate == Fate::Open);
+    let elephant = core.fan.elephant(ours.map(|packet| packet.place));
+    let mut kept = ArrayVec::new();
+    let mut last = None;
+    for packet in batch.packets.drain(..) {
+        let sa = packet.place;
+        if packet.fate != Fate::Open {
+            kept.push(packet);
+            continue;
+        }
+        let takes = match last {
+            Some((same, takes)) if same == sa => takes,
+            _ => core
+                .inbound
+                .get(sa)
+                .is_some_and(|state| core.fan.takes(Table::Inbound, sa, &state.config, elephant == Some(sa))),
+        };
+        last = Some((sa, takes));
+        if !takes {
+            kept.push(packet);
+            continue;
+        }
+        let Packet { frame, head, sequence, .. } = packet;
+        let incoming = Incoming::new(frame, head.arrival(port), sequence, Some(head));
+        let config = core.inbound.get(sa).map(|state| &state.config);
+        if let Err(frame) = core.fan.put_inbound(incoming, sa, config) {
+            core.discard_of_sa(frame, port, fanout::FULL, Table::Inbound, sa);
+        }
+    }
+    batch.packets = kept;
+    fanout::hand_out(core);
+}
+
+/// Goes on with a packet that another worker opened.
+pub(super) fn resume(core: &mut Core, frame: Frame, head: &Head, sa: u32, sequence: u64, port: PortIndex) {
+    match accept(core, head, sa, sequence) {
+        Ok(()) => {
+            if let Err(frame) = pass(core, frame, head, sa, port) {
+                unusual(core, frame, head, sa, sequence, port);
+            }
+        }
+        Err(reason) => core.discard_of_sa(frame, port, reason, Table::Inbound, sa),
     }
 }
 
@@ -524,8 +576,8 @@ mod tests {
     use postern_contract::counters::DropReason;
     use postern_contract::request::Operation;
     use postern_contract::sa::{
-        Direction, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Limits, Mode, PathPolicy,
-        SaConfig, SaId, Selector, Suite, UdpEncap,
+        Direction, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Limits, Mode,
+        PathPolicy, SaConfig, SaId, Selector, Suite, UdpEncap,
     };
     use postern_contract::secret::Secret;
     use postern_contract::settings::Backend;
@@ -593,6 +645,7 @@ mod tests {
             bundle: None,
             origin: KeyOrigin::Negotiated,
             worker: None,
+            fan_out: FanOut::ByLoad,
         };
         bed.apply(vec![Operation::InstallSa(Box::new(sa))])
             .into_iter()

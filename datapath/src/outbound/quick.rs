@@ -20,7 +20,8 @@ use crate::command::Table;
 use crate::core::Core;
 use crate::crypto::{Reserved, SealOp, SealOutcome};
 use crate::egress;
-use crate::fib::PortIndex;
+use crate::fanout::{self, Outgoing};
+use crate::fib::{PortIndex, Route};
 use crate::flows::Key;
 use crate::frame::{BATCH, Frame};
 use crate::header;
@@ -149,6 +150,9 @@ pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut 
     for packet in &mut batch.packets {
         numbers.extend(encap(core, packet));
     }
+    if core.fan.wants() {
+        numbers = spread(core, batch, numbers, port);
+    }
     let mut outcomes = seal(core, batch, numbers).into_iter();
     for Packet { frame, sa, out, .. } in batch.packets.drain(..) {
         if out == NOWHERE {
@@ -159,6 +163,47 @@ pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut 
             core.discard_of_sa(frame, port, DropReason::BadLength, Table::Outbound, sa);
         }
     }
+}
+
+/// Leaves to other workers what is to be sealed there (DP-8); gives the numbers of the others.
+fn spread(
+    core: &mut Core,
+    batch: &mut QuickBatch,
+    numbers: ArrayVec<Reserved, BATCH>,
+    port: PortIndex,
+) -> ArrayVec<Reserved, BATCH> {
+    let ready = batch.packets.iter().filter(|packet| packet.out != NOWHERE);
+    let elephant = core.fan.elephant(ready.map(|packet| packet.sa));
+    let mut numbers = numbers.into_iter();
+    let (mut kept, mut left) = (ArrayVec::new(), ArrayVec::new());
+    let mut last = (NO_LINK, false);
+    for packet in batch.packets.drain(..) {
+        if packet.out == NOWHERE {
+            kept.push(packet);
+            continue;
+        }
+        let (number, sa) = (numbers.next(), packet.sa);
+        if last.0 != sa {
+            let takes = core.outbound.get(sa).is_some_and(|state| {
+                core.fan.takes(Table::Outbound, sa, &state.config, elephant == Some(sa))
+            });
+            last = (sa, takes);
+        }
+        if !last.1 {
+            left.extend(number);
+            kept.push(packet);
+            continue;
+        }
+        let Packet { frame, out, at, .. } = packet;
+        let outgoing = Outgoing::new(frame, port, at, number, Some(out));
+        let config = core.outbound.get(sa).map(|state| &state.config);
+        if let Err(frame) = core.fan.put_outbound(outgoing, sa, config, Route::Unreachable) {
+            core.discard_of_sa(frame, port, fanout::FULL, Table::Outbound, sa);
+        }
+    }
+    batch.packets = kept;
+    fanout::hand_out(core);
+    left
 }
 
 /// Leaves a packet to the stages.
@@ -325,8 +370,8 @@ pub(crate) mod tests {
 
     use postern_contract::request::Operation;
     use postern_contract::sa::{
-        Action, DfPolicy, Direction, DscpPolicy, Encryption, Integrity, IpsecProtocol, KeyOrigin, Lifetime,
-        Limits, Mode, PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, UdpEncap,
+        Action, DfPolicy, Direction, DscpPolicy, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin,
+        Lifetime, Limits, Mode, PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, UdpEncap,
     };
     use postern_contract::secret::Secret;
     use postern_contract::{Generation, Translation};
@@ -381,6 +426,7 @@ pub(crate) mod tests {
             bundle: None,
             origin: KeyOrigin::Negotiated,
             worker: None,
+            fan_out: FanOut::ByLoad,
         };
         let policy = Policy {
             id: PolicyId(1),

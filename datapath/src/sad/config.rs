@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use postern_contract::request::Refusal;
 use postern_contract::sa::{
-    AddressRange, Direction, DscpPolicy, IpsecProtocol, KeyOrigin, Lifetime, Limits, Mode, PathPolicy,
-    SaConfig, SaId, Selector, UdpEncap,
+    AddressRange, Direction, DscpPolicy, FanOut, IpsecProtocol, KeyOrigin, Lifetime, Limits, Mode,
+    PathPolicy, SaConfig, SaId, Selector, UdpEncap,
 };
 use postern_contract::{Generation, Translation};
 use postern_wire::flow::Flow;
@@ -83,6 +83,8 @@ const _: () = assert!(size_of::<SaShared>() == 192);
 /// Bits of `shape`.
 const PLAIN: u8 = 1;
 const METERED: u8 = 2;
+const SHARED: u8 = 4;
+const ALWAYS: u8 = 8;
 
 /// What only SAs of one direction have.
 #[derive(Debug)]
@@ -133,6 +135,7 @@ impl SaShared {
             bundle,
             origin,
             worker: _,
+            fan_out,
         } = config;
         suite.validate(*protocol)?;
         let invalid = |text: &str| Err(Refusal::Invalid(text.to_owned()));
@@ -202,6 +205,13 @@ impl SaShared {
             && bundle.is_none();
         let counts = |limits: &Limits| limits.packets.is_some() || limits.bytes.is_some();
         let metered = counts(&lifetime.soft) || counts(&lifetime.hard);
+        // AH is made over what ESP left, and verified before it: a bundle's packets would go out twice.
+        let shared = match fan_out {
+            _ if *protocol == IpsecProtocol::Ah || bundle.is_some() => 0,
+            FanOut::ByLoad => SHARED,
+            FanOut::Always => SHARED | ALWAYS,
+            FanOut::Never => 0,
+        };
         let rare = authenticated.is_some()
             || bundle.is_some()
             || *origin != KeyOrigin::Negotiated
@@ -218,7 +228,7 @@ impl SaShared {
             mode: *mode,
             esn: *esn,
             follow_peer: *follow_peer,
-            shape: if plain { PLAIN } else { 0 } | if metered { METERED } else { 0 },
+            shape: if plain { PLAIN } else { 0 } | if metered { METERED } else { 0 } | shared,
             replay_window: *replay_window,
             handle: Handle::NOWHERE,
             installed: 0,
@@ -285,6 +295,16 @@ impl SaShared {
     /// Has a limit of packets or bytes, so that each packet is to be counted against it.
     pub const fn is_metered(&self) -> bool {
         self.shape & METERED != 0
+    }
+
+    /// Whether other workers may seal and open its packets (DP-8).
+    pub const fn may_fan_out(&self) -> bool {
+        self.shape & SHARED != 0
+    }
+
+    /// Whether they are to, whatever the load.
+    pub const fn always_fans_out(&self) -> bool {
+        self.shape & ALWAYS != 0
     }
 
     /// Whether the keys may be installed again after the SA was removed.

@@ -222,6 +222,7 @@ pub fn side(suite: Suites, options: &Options, a: bool) -> Vec<Operation> {
             bundle,
             origin: KeyOrigin::Static,
             worker: None,
+            fan_out: FanOut::ByLoad,
         }))
     };
     let (spi_out, spi_in) = if a { (SPI_AB, SPI_BA) } else { (SPI_BA, SPI_AB) };

@@ -9,7 +9,7 @@ use postern_ike::negotiate::keyword::{self, KeywordError};
 use toml::de::DeValue;
 
 use super::Context;
-use super::common::{Upper, path, replay_window, upper_layer};
+use super::common::{Upper, fan_out, path, replay_window, upper_layer};
 use super::values::one_of;
 use crate::config::DEFAULT_PRIORITY;
 use crate::config::ike::ChildSettings;
@@ -61,6 +61,7 @@ impl Context<'_> {
         let path = path(&mut table);
         let priority = table.or("priority", DEFAULT_PRIORITY);
         let worker = self.worker(&mut table);
+        let fan_out = fan_out(&mut table);
         let (local, remote) = (sides(local), sides(remote));
         self.check_families(&table, &local, &remote);
         let span = table.span.clone();
@@ -94,7 +95,7 @@ impl Context<'_> {
             rekey_jitter,
             life,
         };
-        Some((child, ChildSettings { path, replay_window, follow_peer, priority, worker, limits }))
+        Some((child, ChildSettings { path, replay_window, follow_peer, priority, worker, fan_out, limits }))
     }
 
     /// A name that is unique within the connection.

@@ -2,7 +2,7 @@
 
 use core::ops::RangeInclusive;
 
-use postern_contract::sa::{AddressRange, DfPolicy, DscpPolicy, PathPolicy, Selector, UdpEncap};
+use postern_contract::sa::{AddressRange, DfPolicy, DscpPolicy, FanOut, PathPolicy, Selector, UdpEncap};
 use postern_wire::ids::{PORT_NATT, Protocol};
 
 use super::Context;
@@ -41,6 +41,15 @@ impl Context<'_> {
             );
         }
         Some(found.value)
+    }
+}
+
+/// Whether other workers may encrypt and decrypt for the owner of SAs; by load where nothing is said.
+pub(super) fn fan_out(table: &mut Table<'_, '_>) -> FanOut {
+    match table.get::<bool>("fan_out").map(|found| found.value) {
+        None => FanOut::ByLoad,
+        Some(true) => FanOut::Always,
+        Some(false) => FanOut::Never,
     }
 }
 

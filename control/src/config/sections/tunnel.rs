@@ -10,7 +10,7 @@ use postern_contract::secret::Secret;
 use postern_wire::ids::Spi;
 
 use super::Context;
-use super::common::{encapsulation, path, ranges, replay_window, upper_layer};
+use super::common::{encapsulation, fan_out, path, ranges, replay_window, upper_layer};
 use crate::config::keys::{from_hex, text};
 use crate::config::reader::{Located, Net, Read, SecretText, Table};
 use crate::config::suite::{EspSuite, Mac, describe_key};
@@ -54,6 +54,7 @@ impl Context<'_> {
         let path = path(&mut table);
         let priority = table.or("priority", DEFAULT_PRIORITY);
         let worker = self.worker(&mut table);
+        let fan_out = fan_out(&mut table);
 
         if let (Some(local), Some(remote)) = (&local, &remote)
             && local.value.is_ipv4() != remote.value.is_ipv4()
@@ -99,6 +100,7 @@ impl Context<'_> {
             lifetime,
             priority,
             worker,
+            fan_out,
         };
         self.check_tunnel(&tunnel, &span);
         Some(tunnel)

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-use postern_contract::sa::{DfPolicy, Limits};
+use postern_contract::sa::{DfPolicy, FanOut, Limits};
 use postern_ike::auth::identity::{Identity, IdentityPattern};
 use postern_ike::config::{LocalAuth, Mode, RemoteAuth, Selector, Start, Unique};
 
@@ -82,6 +82,7 @@ dscp = 46
 mss_clamp = false
 priority = 7
 worker = 0
+fan_out = false
 [[connection.child]]
 name = "other"
 ah = ["sha256"]
@@ -202,6 +203,7 @@ fn ops_2_every_key_of_ike_is_read() {
     let settings = &site.children[0];
     assert_eq!((settings.replay_window, settings.follow_peer, settings.priority), (128, false, 7));
     assert_eq!((settings.path.mtu, settings.path.df, settings.worker), (Some(1400), DfPolicy::Set, Some(0)));
+    assert_eq!((settings.fan_out, site.children[1].fan_out), (FanOut::Never, FanOut::ByLoad));
     assert_eq!(settings.limits.soft, Limits { seconds: None, bytes: Some(1000), packets: Some(10) });
     assert_eq!(settings.limits.hard, Limits { seconds: None, bytes: Some(2000), packets: Some(20) });
     assert_eq!(site.children[1].replay_window, 1024);

@@ -1,0 +1,772 @@
+//! One SA on several workers (DP-8).
+//!
+//! The worker that owns an SA does all that has an order: it draws numbers and writes headers, moves the window, and sends.
+//! Sealing and opening have none. So the owner may lay batches of packets out as [`Job`]s on its [`Desk`]; any worker with
+//! nothing better to do takes one, seals or opens its packets, and puts it back. Each job has a ticket, and the owner goes
+//! on with jobs in the order of their tickets, so packets leave in the order of their numbers and are accepted in the
+//! order in which they came.
+//!
+//! What holds:
+//! - An SA of which packets are out (it is *open*) gets no packet past them: all its packets go by tickets until the last
+//!   one is back.
+//! - The owner never waits. What nobody took it does itself, also when all others are busy, asleep or gone. A job that a
+//!   worker took and does not bring back is passed over after [`PATIENCE`]; its packets go on when they come, out of order.
+//!   While too many jobs are out the owner receives nothing, so that packets wait in the ring of the port.
+//! - Boxes, rings and lists are made at the start. A ring has room for all boxes, so that nothing is lost in between.
+//! - A job holds the configuration halves, so keys stay while it is out. When it is back, the SA must still be there with
+//!   the same keys, or the packets are dropped as [`DropReason::SaGone`]. Halves that are used no more go to the main
+//!   thread.
+//! - Helpers expand keys of others in an engine of their own. When an SA that was open is gone, all of them wipe it (OPS-4).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use crossbeam::queue::ArrayQueue;
+use postern_contract::counters::DropReason;
+
+use crate::command::{Returned, Table};
+use crate::core::Core;
+use crate::crypto::{Engine, OpenOp, Outcome, Reserved, SealOp, SealOutcome};
+use crate::fib::{PortIndex, Route};
+use crate::frame::{Arena, BATCH, Frame};
+use crate::header;
+use crate::inbound::{self, Arrival, InboundBatch};
+use crate::outbound;
+use crate::prefetch;
+use crate::sad::config::{SaKey, SaShared};
+
+/// Packets of one job: as many as an outbound batch can grow to.
+pub const PACKETS: usize = 2 * BATCH;
+/// How long the owner waits for a job that another worker took.
+pub const PATIENCE: Duration = Duration::from_millis(100);
+/// SAs that can be open at once; others stay with their owner meanwhile.
+const OPEN: usize = 64;
+/// Boxes that one turn at one port may need: inbound, outbound, and ICMP errors.
+const ROOM: usize = 3;
+/// Full turns after which a worker has more than it can take, and others after which it has little to do.
+const TREND: u32 = 32;
+/// Packets of one SA in a batch that make it worth a job.
+const ELEPHANT: usize = BATCH / 4;
+/// Packets with which the owner goes on in one turn before it looks at its ports again.
+const BUDGET: usize = 4 * BATCH;
+/// Jobs that a worker without packets of its own does for others in one turn.
+const HELP: usize = 4;
+/// Expanded keys of others' SAs.
+const FOREIGN_KEYS: usize = 64;
+
+/// Packets that are to be sealed or opened, by any worker.
+pub struct Job {
+    owner: u8,
+    ticket: u64,
+    /// Whose the packets are.
+    pub(crate) runs: ArrayVec<Run, PACKETS>,
+    /// To be sealed.
+    pub(crate) outbound: ArrayVec<Outgoing, PACKETS>,
+    /// To be opened.
+    pub(crate) inbound: ArrayVec<Incoming, BATCH>,
+}
+
+/// An SA of a job's packets.
+pub struct Run {
+    table: Table,
+    sa: u32,
+    config: Arc<SaShared>,
+    /// Where outbound packets go.
+    route: Route,
+    packets: u32,
+}
+
+/// A packet to be sealed: headers, plaintext and trailer are there.
+pub struct Outgoing {
+    /// The packet, from its IP header, or its link header if there is one.
+    pub frame: Frame,
+    /// Where it came in.
+    pub from: PortIndex,
+    /// Offset of the ESP header.
+    pub at: u16,
+    /// Where it leaves, if it has its link header already.
+    pub out: Option<PortIndex>,
+    /// Its number, until it is sealed.
+    pub number: Option<Reserved>,
+    run: u8,
+    outcome: SealOutcome,
+}
+
+/// A packet to be opened.
+pub struct Incoming {
+    /// The packet, from its IP header.
+    pub frame: Frame,
+    /// What its headers say.
+    pub arrival: Arrival,
+    /// The same of a usual packet, which goes on in fewer steps.
+    pub(crate) usual: Option<inbound::quick::Head>,
+    /// Its full number.
+    pub sequence: u64,
+    run: u8,
+    outcome: Outcome,
+}
+
+impl Outgoing {
+    /// A packet that the owner has made ready.
+    pub fn new(
+        frame: Frame,
+        from: PortIndex,
+        at: u16,
+        number: Option<Reserved>,
+        out: Option<PortIndex>,
+    ) -> Self {
+        Self { frame, from, at, out, number, run: 0, outcome: SealOutcome::BadLength }
+    }
+
+    pub(crate) fn run(&self) -> u8 {
+        self.run
+    }
+
+    /// Whether it may be sent.
+    pub fn is_sealed(&self) -> bool {
+        self.outcome == SealOutcome::Sealed
+    }
+}
+
+impl Incoming {
+    /// A packet that the window would take now.
+    pub(crate) fn new(
+        frame: Frame,
+        arrival: Arrival,
+        sequence: u64,
+        usual: Option<inbound::quick::Head>,
+    ) -> Self {
+        Self { frame, arrival, usual, sequence, run: 0, outcome: Outcome::Pending }
+    }
+
+    pub(crate) fn run(&self) -> u8 {
+        self.run
+    }
+
+    /// What opening it came to.
+    pub fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+}
+
+/// What a job tells of the SA of one of its packets, once it is back.
+pub struct Place {
+    /// Index of the SA; `None` when it is gone.
+    pub sa: Option<u32>,
+    /// Where outbound packets go.
+    pub route: Route,
+}
+
+impl Job {
+    fn new() -> Box<Self> {
+        Box::new(Self {
+            owner: 0,
+            ticket: 0,
+            runs: ArrayVec::new(),
+            outbound: ArrayVec::new(),
+            inbound: ArrayVec::new(),
+        })
+    }
+
+    fn len(&self) -> usize {
+        self.outbound.len() + self.inbound.len()
+    }
+
+    /// The run of the SA; neighbours of one SA share one. `None` when there is no room for another.
+    fn run(&mut self, table: Table, sa: u32, config: &Arc<SaShared>, route: Route) -> Option<u8> {
+        if self.runs.last().is_none_or(|last| last.sa != sa || last.table != table) {
+            let run = Run { table, sa, config: Arc::clone(config), route, packets: 0 };
+            self.runs.try_push(run).ok()?;
+        }
+        self.runs.last_mut()?.packets += 1;
+        u8::try_from(self.runs.len() - 1).ok()
+    }
+
+    /// Seals and opens.
+    pub fn work(&mut self, arena: &Arena, engine: &mut Engine) {
+        let Self { runs, outbound, inbound, .. } = self;
+        if !outbound.is_empty() {
+            seal(arena, engine, runs, outbound);
+        }
+        if !inbound.is_empty() {
+            open(arena, engine, runs, inbound);
+        }
+    }
+}
+
+/// Where a packet that is back belongs.
+pub(crate) fn place(runs: &[Run], core: &Core, run: u8) -> Place {
+    let found = runs.get(usize::from(run));
+    let sa = found.filter(|run| run.stands(core)).map(|run| run.sa);
+    Place { sa, route: found.map_or(Route::Unreachable, |run| run.route) }
+}
+
+impl Run {
+    fn current<'a>(&self, core: &'a Core) -> Option<&'a Arc<SaShared>> {
+        match self.table {
+            Table::Inbound => core.inbound.get(self.sa).map(|state| &state.config),
+            Table::Outbound => core.outbound.get(self.sa).map(|state| &state.config),
+        }
+    }
+
+    /// Whether the SA is still the one that the packets were given to: a slot, and an id, may be used again.
+    fn stands(&self, core: &Core) -> bool {
+        self.current(core).is_some_and(|now| {
+            Arc::ptr_eq(now, &self.config)
+                || now.id == self.config.id && now.key_check == self.config.key_check
+        })
+    }
+}
+
+fn seal(arena: &Arena, engine: &mut Engine, runs: &[Run], packets: &mut [Outgoing]) {
+    let mut ops = ArrayVec::<SealOp<'_>, PACKETS>::new();
+    // Which of the packets are in `ops`; as a rule all.
+    let mut asked = ArrayVec::<bool, PACKETS>::new();
+    for Outgoing { frame, at, number, run, .. } in packets.iter_mut() {
+        let config = runs.get(usize::from(*run)).map(|run| &run.config);
+        let key = config.and_then(|config| match &config.key {
+            SaKey::Esp(key) => Some((key, config.esn)),
+            SaKey::Ah(_) => None,
+        });
+        let op = key.zip(number.take());
+        asked.push(op.is_some());
+        if let Some(((key, esn), sequence)) = op {
+            let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
+            ops.push(SealOp { key, sequence, esn, packet });
+        }
+    }
+    let mut outcomes = engine.seal(ops).into_iter();
+    for (packet, _) in packets.iter_mut().zip(asked).filter(|(_, asked)| *asked) {
+        packet.outcome = outcomes.next().unwrap_or(SealOutcome::BadLength);
+    }
+}
+
+fn open(arena: &Arena, engine: &mut Engine, runs: &[Run], packets: &mut [Incoming]) {
+    let mut ops = ArrayVec::<OpenOp<'_>, BATCH>::new();
+    let mut asked = ArrayVec::<bool, BATCH>::new();
+    for Incoming { frame, arrival, sequence, run, .. } in packets.iter_mut() {
+        let config = runs.get(usize::from(*run)).map(|run| &*run.config);
+        let Some((config, SaKey::Esp(key))) = config.map(|config| (config, &config.key)) else {
+            asked.push(false);
+            continue;
+        };
+        let packet = arena.bytes_mut(frame).get_mut(usize::from(arrival.transport)..).unwrap_or_default();
+        if config.spi.is_translated() {
+            header::put(packet, 0, config.spi.authenticated.0.to_be_bytes());
+        }
+        asked.push(true);
+        ops.push(OpenOp { key, sequence: *sequence, esn: config.esn, packet, outcome: Outcome::Pending });
+    }
+    engine.open(&mut ops);
+    let outcomes: ArrayVec<Outcome, BATCH> = ops.iter().map(|op| op.outcome).collect();
+    drop(ops);
+    let mut outcomes = outcomes.into_iter();
+    for (packet, _) in packets.iter_mut().zip(asked).filter(|(_, asked)| *asked) {
+        packet.outcome = outcomes.next().unwrap_or(Outcome::Pending);
+    }
+}
+
+/// Where one worker lays out its jobs and gets them back.
+struct Desk {
+    jobs: ArrayQueue<Box<Job>>,
+    done: ArrayQueue<Box<Job>>,
+    /// Its worker could do something for others.
+    idle: AtomicBool,
+    /// Its worker has expanded keys of others.
+    holds_keys: AtomicBool,
+}
+
+/// The desks of all workers.
+pub struct Exchange {
+    desks: Box<[Desk]>,
+    /// Grows when keys that helpers may have expanded are to be wiped.
+    wipes: AtomicU64,
+}
+
+/// Boxes of a worker: enough for each of the others to have one, and some to wait for them.
+fn boxes(workers: usize) -> usize {
+    if workers > 1 { (4 * workers).clamp(16, 64) } else { 0 }
+}
+
+impl Exchange {
+    /// For so many workers.
+    pub fn new(workers: usize) -> Arc<Self> {
+        let room = boxes(workers).max(1);
+        let desk = || Desk {
+            jobs: ArrayQueue::new(room),
+            done: ArrayQueue::new(room),
+            idle: AtomicBool::new(false),
+            holds_keys: AtomicBool::new(false),
+        };
+        Arc::new(Self { desks: (0..workers).map(|_| desk()).collect(), wipes: AtomicU64::new(0) })
+    }
+
+    fn others(&self, id: u8) -> impl Iterator<Item = &Desk> {
+        let id = usize::from(id);
+        // Each begins with its neighbour, so that helpers spread.
+        self.desks.iter().skip(id + 1).chain(self.desks.iter().take(id))
+    }
+
+    /// Takes the oldest job that nobody has begun, as a helper does.
+    pub fn take_job(&self, owner: usize) -> Option<Box<Job>> {
+        self.desks.get(owner)?.jobs.pop()
+    }
+
+    /// Gives it back to its owner, as a helper does. Packets of a job that was not done are dropped.
+    pub fn put_back(&self, job: Box<Job>) {
+        if let Some(desk) = self.desks.get(usize::from(job.owner)) {
+            let _ = desk.done.push(job);
+        }
+    }
+}
+
+enum Slot {
+    /// Not in use, or passed over.
+    Empty,
+    /// Since this time.
+    Out(Duration),
+    Back(Box<Job>),
+}
+
+/// A worker's part in all this.
+pub struct Fan {
+    id: u8,
+    exchange: Arc<Exchange>,
+    /// For others' packets; `None` with one worker.
+    foreign: Option<Engine>,
+    /// [`Exchange::wipes`] that were heeded.
+    wiped: u64,
+    free: Vec<Box<Job>>,
+    filling: Option<Box<Job>>,
+    /// By ticket, round and round.
+    slots: Box<[Slot]>,
+    /// The oldest ticket that is not done with, and the next one.
+    head: u64,
+    tail: u64,
+    /// Open SAs, with the number of their packets that are out.
+    open: ArrayVec<(Table, u32, u32), OPEN>,
+    scratch: Option<Box<InboundBatch>>,
+    now: Duration,
+    budget: usize,
+    /// Full turns (above zero) or others (below) in a row.
+    trend: i64,
+    /// This worker has more than it can take, and another one little to do.
+    by_load: bool,
+    /// There was an SA that always fans out.
+    always: bool,
+    /// There was an open SA.
+    used: bool,
+}
+
+impl Fan {
+    /// Of worker `id`; `foreign` is what it helps others with, if there are others.
+    pub fn new(id: u8, exchange: Arc<Exchange>, foreign: Option<Engine>) -> Self {
+        let count = if foreign.is_some() { boxes(exchange.desks.len()) } else { 0 };
+        Self {
+            id,
+            wiped: 0,
+            free: (0..count).map(|_| Job::new()).collect(),
+            filling: None,
+            slots: (0..count.max(1)).map(|_| Slot::Empty).collect(),
+            head: 0,
+            tail: 0,
+            open: ArrayVec::new(),
+            scratch: Some(Box::default()),
+            now: Duration::ZERO,
+            budget: BUDGET,
+            trend: 0,
+            by_load: false,
+            always: false,
+            used: false,
+            exchange,
+            foreign,
+        }
+    }
+
+    /// Number of others' keys that stand expanded here.
+    pub fn expanded(&self) -> usize {
+        self.foreign.as_ref().map_or(0, Engine::expanded)
+    }
+
+    /// What helpers' engines have room for.
+    pub const KEYS: usize = FOREIGN_KEYS;
+
+    /// The desks.
+    pub fn exchange(&self) -> &Arc<Exchange> {
+        &self.exchange
+    }
+
+    /// Whether any packet might have to go out: if not, nothing more is asked.
+    #[inline]
+    pub fn wants(&self) -> bool {
+        self.foreign.is_some() && (self.by_load || self.always || !self.open.is_empty())
+    }
+
+    /// Whether a turn finds room for the jobs that it may make.
+    #[inline]
+    pub fn has_room(&self) -> bool {
+        self.foreign.is_none() || self.free.len() >= ROOM
+    }
+
+    /// Packets of this SA are to be fanned out whatever the load.
+    pub fn note(&mut self, config: &SaShared) {
+        self.always |= config.always_fans_out();
+    }
+
+    fn is_open(&self, table: Table, sa: u32) -> bool {
+        self.open.iter().any(|(t, s, _)| (*t, *s) == (table, sa))
+    }
+
+    /// The SA that most of a batch belongs to, if this worker has more than it can take.
+    pub fn elephant(&self, mut sas: impl Iterator<Item = u32> + Clone) -> Option<u32> {
+        if !self.by_load {
+            return None;
+        }
+        let all = sas.clone().count();
+        let first = sas.next()?;
+        let of_first = 1 + sas.filter(|sa| *sa == first).count();
+        (of_first >= ELEPHANT && 2 * of_first >= all).then_some(first)
+    }
+
+    /// Whether packets of this SA go to the desk now. `elephant`: the SA is one.
+    pub fn takes(&self, table: Table, sa: u32, config: &SaShared, elephant: bool) -> bool {
+        if self.is_open(table, sa) {
+            // Also if it no longer may: nothing overtakes what is out. Of AH and bundles nothing ever is, so this is another
+            // SA in the same slot.
+            return matches!(config.key, SaKey::Esp(_)) && !config.is_bundled();
+        }
+        let wanted = config.always_fans_out() || elephant && config.may_fan_out();
+        wanted && self.open.len() < OPEN
+    }
+
+    fn fill(&mut self) -> Option<&mut Job> {
+        if self.filling.is_none() {
+            self.filling = self.free.pop();
+        }
+        self.filling.as_deref_mut()
+    }
+
+    /// Adds a packet to the job that is being filled. Gives the frame back when there is no room.
+    pub fn put_outbound(
+        &mut self,
+        mut packet: Outgoing,
+        sa: u32,
+        config: Option<&Arc<SaShared>>,
+        route: Route,
+    ) -> Result<(), Frame> {
+        let run = config.zip(self.fill()).and_then(|(config, job)| {
+            if job.outbound.is_full() {
+                return None;
+            }
+            Some((job.run(Table::Outbound, sa, config, route)?, job))
+        });
+        let Some((run, job)) = run else { return Err(packet.frame) };
+        packet.run = run;
+        job.outbound.push(packet);
+        Ok(())
+    }
+
+    /// The same with a packet to be opened.
+    pub fn put_inbound(
+        &mut self,
+        mut packet: Incoming,
+        sa: u32,
+        config: Option<&Arc<SaShared>>,
+    ) -> Result<(), Frame> {
+        let run = config.zip(self.fill()).and_then(|(config, job)| {
+            if job.inbound.is_full() {
+                return None;
+            }
+            Some((job.run(Table::Inbound, sa, config, Route::Unreachable)?, job))
+        });
+        let Some((run, job)) = run else { return Err(packet.frame) };
+        packet.run = run;
+        job.inbound.push(packet);
+        Ok(())
+    }
+
+    fn slot(&mut self, ticket: u64) -> Option<&mut Slot> {
+        let count = self.slots.len() as u64;
+        self.slots.get_mut(usize::try_from(ticket % count).ok()?)
+    }
+
+    fn desk(&self) -> Option<&Desk> {
+        self.exchange.desks.get(usize::from(self.id))
+    }
+
+    fn opened(&mut self, run: &Run) {
+        self.used = true;
+        let known = self.open.iter_mut().find(|(table, sa, _)| (*table, *sa) == (run.table, run.sa));
+        match known {
+            Some((.., packets)) => *packets += run.packets,
+            // `takes` saw to the room.
+            None => drop(self.open.try_push((run.table, run.sa, run.packets))),
+        }
+    }
+
+    fn closed(&mut self, run: &Run) {
+        let place = self.open.iter().position(|(table, sa, _)| (*table, *sa) == (run.table, run.sa));
+        if let Some(place) = place
+            && let Some((.., packets)) = self.open.get_mut(place)
+        {
+            *packets = packets.saturating_sub(run.packets);
+            if *packets == 0 {
+                self.open.swap_remove(place);
+            }
+        }
+    }
+
+    /// Helpers that have little to do.
+    fn idle_others(&self) -> usize {
+        self.exchange.others(self.id).filter(|desk| desk.idle.load(Ordering::Relaxed)).count()
+    }
+
+    /// Keeps count of how busy this worker is. `full`: a port or the inbox had a whole batch.
+    fn observe(&mut self, full: bool) {
+        self.trend = match (full, self.trend) {
+            (true, trend) => trend.max(0).saturating_add(1),
+            (false, trend) => trend.min(0).saturating_sub(1),
+        };
+        let long = i64::from(TREND);
+        if let Some(desk) = self.desk() {
+            let idle = self.trend <= -long;
+            if desk.idle.load(Ordering::Relaxed) != idle {
+                desk.idle.store(idle, Ordering::Relaxed);
+            }
+        }
+        self.by_load = self.trend >= long && self.idle_others() > 0;
+    }
+
+    /// Whether nothing is left to do here. Called once more after the worker lay down.
+    pub fn may_sleep(&self) -> bool {
+        self.foreign.is_none()
+            || self.head == self.tail
+                && self.desk().is_none_or(|desk| desk.done.is_empty())
+                && self.exchange.others(self.id).all(|desk| desk.jobs.is_empty())
+                && self.wiped == self.exchange.wipes.load(Ordering::SeqCst)
+    }
+
+    /// Whether jobs are out or wait to be gone on with.
+    pub fn is_waiting(&self) -> bool {
+        self.head != self.tail
+    }
+
+    /// A job is back.
+    fn file(&mut self, job: Box<Job>) -> Option<Box<Job>> {
+        if job.ticket < self.head {
+            // It was passed over.
+            return Some(job);
+        }
+        let ticket = job.ticket;
+        if let Some(slot) = self.slot(ticket) {
+            *slot = Slot::Back(job);
+        }
+        None
+    }
+
+    /// Takes the next job that is to be gone on with, or passes over one that was out for too long.
+    fn next(&mut self) -> Option<Box<Job>> {
+        let now = self.now;
+        while self.head != self.tail {
+            let slot = self.slot(self.head)?;
+            match std::mem::replace(slot, Slot::Empty) {
+                Slot::Back(job) => {
+                    self.head += 1;
+                    return Some(job);
+                }
+                Slot::Out(since) if now.saturating_sub(since) <= PATIENCE => {
+                    *slot = Slot::Out(since);
+                    return None;
+                }
+                Slot::Out(_) | Slot::Empty => self.head += 1,
+            }
+        }
+        None
+    }
+}
+
+/// Begins a turn: heeds wipes, and goes on with the jobs that are back.
+pub fn begin(core: &mut Core, now: Duration) -> bool {
+    if core.fan.foreign.is_none() {
+        return false;
+    }
+    core.fan.now = now;
+    core.fan.budget = BUDGET;
+    let wipes = core.fan.exchange.wipes.load(Ordering::Acquire);
+    if core.fan.wiped != wipes {
+        core.fan.wiped = wipes;
+        if let Some(engine) = &mut core.fan.foreign {
+            engine.forget_all();
+        }
+        if let Some(desk) = core.fan.desk() {
+            desk.holds_keys.store(false, Ordering::Relaxed);
+        }
+    }
+    collect(core)
+}
+
+/// Goes on with the jobs that are back, in the order of their tickets.
+fn collect(core: &mut Core) -> bool {
+    let mut busy = false;
+    while let Some(job) = core.fan.desk().and_then(|desk| desk.done.pop()) {
+        busy = true;
+        core.cells.fanned_out.add(job.len() as u64);
+        if let Some(late) = core.fan.file(job) {
+            complete(core, late);
+        }
+    }
+    while core.fan.budget > 0 {
+        let Some(job) = core.fan.next() else { break };
+        busy = true;
+        core.fan.budget = core.fan.budget.saturating_sub(job.len());
+        complete(core, job);
+    }
+    busy
+}
+
+fn complete(core: &mut Core, mut job: Box<Job>) {
+    for packet in &job.inbound {
+        let bytes = core.arena.bytes(&packet.frame);
+        let at = usize::from(packet.arrival.transport);
+        let ends = [bytes.first(), bytes.get(at + 16), bytes.get(bytes.len().saturating_sub(18))];
+        ends.into_iter().flatten().for_each(prefetch::object);
+    }
+    for packet in &job.outbound {
+        core.arena.bytes(&packet.frame).first().into_iter().for_each(prefetch::object);
+    }
+    if !job.inbound.is_empty()
+        && let Some(mut batch) = core.fan.scratch.take()
+    {
+        inbound::resume(core, &mut batch, &mut job);
+        core.fan.scratch = Some(batch);
+    }
+    if !job.outbound.is_empty() {
+        outbound::resume(core, &mut job);
+    }
+    for run in job.runs.drain(..) {
+        core.fan.closed(&run);
+        let same = run.current(core).is_some_and(|now| Arc::ptr_eq(now, &run.config));
+        if !same {
+            // Its keys were forgotten before this job was done: once more.
+            forget(core, &run.config);
+            core.send(Returned::Config(run.config));
+        }
+    }
+    core.fan.free.push(job);
+}
+
+/// Lays out the job that was filled.
+pub fn hand_out(core: &mut Core) {
+    let Some(mut job) = core.fan.filling.take() else { return };
+    let fan = &mut core.fan;
+    (job.owner, job.ticket) = (fan.id, fan.tail);
+    fan.tail += 1;
+    for run in &job.runs {
+        fan.opened(run);
+    }
+    let (ticket, now) = (job.ticket, fan.now);
+    if let Some(slot) = fan.slot(ticket) {
+        *slot = Slot::Out(now);
+    }
+    let pushed = fan.desk().map_or(Ok(()), |desk| desk.jobs.push(job));
+    if let Err(job) = pushed {
+        // Not reached: there is room for all boxes.
+        return do_it(core, job);
+    }
+    let first = usize::from(core.id) + 1;
+    let inboxes = core.inboxes.iter().skip(first).chain(core.inboxes.iter().take(first - 1));
+    for inbox in inboxes {
+        // One that was asleep is enough for one job.
+        if inbox.bell().ring() {
+            break;
+        }
+    }
+}
+
+/// The owner does one of its jobs itself.
+fn do_it(core: &mut Core, mut job: Box<Job>) {
+    job.work(&core.arena, &mut core.crypto);
+    if let Some(late) = core.fan.file(job) {
+        complete(core, late);
+    }
+}
+
+/// Ends a turn: does its share of what lies on the desks. `full`: a port or the inbox had a whole batch; `received`: it had
+/// anything.
+pub fn share(core: &mut Core, full: bool, received: bool) -> bool {
+    if core.fan.foreign.is_none() {
+        return false;
+    }
+    core.fan.observe(full);
+    if core.fan.is_waiting() {
+        // So many may wait that no helper ever finds nothing. Without new packets there is nothing better to do.
+        let wait = if received { 2 * core.fan.idle_others() } else { 0 };
+        while let Some(job) = core.fan.desk().filter(|desk| desk.jobs.len() > wait).and_then(|d| d.jobs.pop())
+        {
+            do_it(core, job);
+            if !received {
+                break;
+            }
+        }
+        collect(core);
+    }
+    let helped = !full && help(core, if received { 1 } else { HELP });
+    helped || core.fan.is_waiting()
+}
+
+/// Does jobs of others.
+fn help(core: &mut Core, most: usize) -> bool {
+    let Core { fan, arena, inboxes, cells, .. } = core;
+    let Some(engine) = &mut fan.foreign else { return false };
+    let mut done = 0;
+    for desk in fan.exchange.others(fan.id) {
+        while done < most
+            && let Some(mut job) = desk.jobs.pop()
+        {
+            done += 1;
+            job.work(arena, engine);
+            cells.helped.add(job.len() as u64);
+            if let Some(own) = fan.exchange.desks.get(usize::from(fan.id)) {
+                own.holds_keys.store(true, Ordering::SeqCst);
+            }
+            let owner = usize::from(job.owner);
+            // There is room for all boxes.
+            let _ = desk.done.push(job);
+            if let Some(inbox) = inboxes.get(owner) {
+                inbox.bell().ring();
+            }
+        }
+    }
+    done > 0
+}
+
+/// OPS-4: the SA is gone, or its keys stand elsewhere now; nobody keeps them expanded.
+pub fn forget(core: &mut Core, config: &SaShared) {
+    if let Some(serial) = config.key.serial() {
+        core.crypto.forget(serial);
+    }
+    if core.fan.used {
+        core.fan.exchange.wipes.fetch_add(1, Ordering::SeqCst);
+        for (desk, inbox) in core.fan.exchange.desks.iter().zip(&*core.inboxes) {
+            if desk.holds_keys.load(Ordering::SeqCst) {
+                inbox.bell().ring();
+            }
+        }
+    }
+}
+
+/// Ends the worker's service: gets its packets back, as far as others still turn.
+pub fn leave(core: &mut Core) {
+    for _ in 0..1 << 16 {
+        core.fan.budget = BUDGET;
+        if !share(core, false, false) {
+            break;
+        }
+        std::hint::spin_loop();
+    }
+}
+
+/// Of a frame for which there was no room.
+pub const FULL: DropReason = DropReason::FanOutFull;
