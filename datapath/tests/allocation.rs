@@ -18,10 +18,11 @@ use postern_contract::Generation;
 use postern_contract::counters::DropReason;
 use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
 use postern_contract::request::Operation;
-use postern_contract::sa::Mode;
+use postern_contract::sa::{FanOut, Mode};
 use postern_datapath::crypto::{
     Engine, EspKey, Layout, OpenOp, Outcome, SealOp, SealOutcome, SequenceCounter,
 };
+use postern_datapath::fanout::PATIENCE;
 use postern_datapath::testbed::{INSIDE_MAC, OUTSIDE_MAC, Testbed, frame};
 use postern_wire::ids::{Protocol, Spi};
 
@@ -214,4 +215,51 @@ fn dp_2_keys_that_make_room() {
         });
         assert_eq!((info.count_total, info.bytes_total), (0, 0), "{suite:?}");
     }
+}
+
+/// DP-2, DP-8: packets that other workers seal and open, with the worker that helps counted as well; and a helper that
+/// keeps a job until it is passed over.
+#[test]
+fn dp_2_fan_out() {
+    let options = Options { workers: 2, frames: 4096, ..Options::default() };
+    let mut pair = Pair::with(Suites::Gcm128, options, |operations, _| {
+        for id in [A_IN, A_OUT] {
+            (sa(operations, id).worker, sa(operations, id).fan_out) = (Some(0), FanOut::Always);
+        }
+    });
+    let packet = datagram(false, true, &[1; 200]);
+    let sealed = frames(OUTSIDE_MAC, 120 * 64, || pair.protect(&packet).remove(0));
+    for bed in [&pair.a, &pair.b] {
+        // Until the other worker counts as one with nothing to do.
+        turns(bed, 64);
+    }
+    let helped = |bed: &Testbed| bed.workers.borrow()[1].core.cells.helped.get();
+    let (before_a, before_b) = (helped(&pair.a), helped(&pair.b));
+    pair.a.inside[0].repeat(frames(INSIDE_MAC, 3, || packet.clone()));
+    steady(&pair.a, "fan out, seal");
+    pair.b.outside[0].repeat(sealed);
+    steady(&pair.b, "fan out, open");
+    assert!(helped(&pair.a) > before_a + 1000 && helped(&pair.b) > before_b + 1000);
+    assert_eq!(pair.a.all_drops() + pair.b.all_drops(), 0);
+
+    let exchange = pair.a.workers.borrow()[0].core.fan.exchange().clone();
+    let now = *pair.a.now.borrow();
+    let mut stalled = None;
+    let info = measure(|| {
+        for worker in pair.a.workers.borrow_mut().iter_mut() {
+            worker.turn(now);
+            stalled = stalled.take().or_else(|| exchange.take_job(0));
+        }
+        for turn in 0..40 {
+            for worker in pair.a.workers.borrow_mut().iter_mut() {
+                worker.turn(now + PATIENCE * turn / 10);
+            }
+        }
+    });
+    assert!(stalled.is_some());
+    assert_eq!((info.count_total, info.bytes_total), (0, 0), "a helper that stalls");
+    exchange.put_back(stalled.unwrap());
+    pair.a.inside[0].repeat(Vec::new());
+    pair.a.settle();
+    assert_eq!(pair.a.missing_frames(), 0);
 }
