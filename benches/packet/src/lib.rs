@@ -1,1 +1,9 @@
-//! A package of its own, so that the bench `packet` is built without what the others need.
+//! A package of its own, so that the bench `packet` is built without what the others need; and the soak.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::cast_precision_loss,
+    reason = "what measures says what it sees"
+)]
+
+pub mod soak;
