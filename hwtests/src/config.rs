@@ -55,6 +55,9 @@ pub struct Datapath {
     pub start: bool,
     /// Processors of the workers.
     pub cores: Vec<u16>,
+    /// What an idle worker does: `poll` or `spin`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle: Option<&'static str>,
     /// Most SAs, of both directions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sa_slots: Option<u32>,
