@@ -44,8 +44,8 @@ pub const PACKETS: usize = 2 * BATCH;
 pub const PATIENCE: Duration = Duration::from_millis(100);
 /// SAs that can be open at once; others stay with their owner meanwhile.
 const OPEN: usize = 64;
-/// Boxes that one turn at one port may need: inbound, outbound, and ICMP errors.
-const ROOM: usize = 3;
+/// Boxes that one turn at one port may need: inbound and outbound, usual packets and others, and ICMP errors.
+const ROOM: usize = 5;
 /// Full turns after which a worker has more than it can take, and others after which it has little to do.
 const TREND: u32 = 32;
 /// Packets of one SA in a batch that make it worth a job.
@@ -663,7 +663,8 @@ fn fetch(arena: &Arena, job: &mut Job) {
         ends.into_iter().flatten().for_each(prefetch::object);
         bytes.get_mut(inner).into_iter().for_each(own);
     }
-    for packet in &mut job.outbound {
+    // Those that have their link header are not touched any more.
+    for packet in job.outbound.iter_mut().filter(|packet| packet.out.is_none()) {
         arena.bytes_mut(&mut packet.frame).first_mut().into_iter().for_each(own);
     }
 }
