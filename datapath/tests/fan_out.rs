@@ -117,7 +117,9 @@ fn dp_8_order_in_both_directions() {
         balanced(&pair.a);
 
         for (round, some) in sealed.chunks(100).enumerate() {
-            some.iter().for_each(|packet| pair.b.outside[0].push(&frame(OUTSIDE_MAC, packet)));
+            for packet in some {
+                pair.b.outside[0].push(&frame(OUTSIDE_MAC, packet));
+            }
             turns(&pair.b, round % 5, &mut dice);
         }
         let inner = pair.b.departed().1;
@@ -156,7 +158,9 @@ fn dp_8_order_on_threads() {
     balanced(&pair.a);
     let inner = on_threads(&pair.b, |bed| {
         for (round, some) in sealed.chunks(200).enumerate() {
-            some.iter().for_each(|packet| bed.outside[0].push(&frame(OUTSIDE_MAC, packet)));
+            for packet in some {
+                bed.outside[0].push(&frame(OUTSIDE_MAC, packet));
+            }
             wake(bed);
             wait_until(|| bed.inside[0].transmitted().0 == (200 * (round + 1)).min(sealed.len()) as u64);
         }
@@ -212,7 +216,9 @@ fn dp_8_replays_in_different_jobs() {
     }
     let sealed = pair.a.departed().0;
     for _ in 0..3 {
-        sealed.iter().for_each(|packet| pair.b.outside[0].push(&frame(OUTSIDE_MAC, packet)));
+        for packet in &sealed {
+            pair.b.outside[0].push(&frame(OUTSIDE_MAC, packet));
+        }
     }
     // No turn of the others, so that all three batches are laid out before one of them is back.
     let exchange = pair.b.workers.borrow()[0].core.fan.exchange().clone();
@@ -315,7 +321,9 @@ fn dp_8_removed_while_out() {
             if is_a {
                 (0..64).for_each(|n| bed.push(postern_datapath::testbed::INSIDE, &packet(n)));
             } else {
-                sealed.iter().for_each(|packet| bed.push(postern_datapath::testbed::OUTSIDE, packet));
+                for packet in &sealed {
+                    bed.push(postern_datapath::testbed::OUTSIDE, packet);
+                }
             }
             let exchange = bed.workers.borrow()[0].core.fan.exchange().clone();
             turns(bed, 1, |_| 0);
@@ -493,7 +501,9 @@ fn dp_8_every_shape() {
         let sealed = pair.a.departed().0;
         assert_eq!(sealed.len(), 300);
         assert!(helped(&pair.a, 1) > 0);
-        sealed.iter().for_each(|packet| pair.b.outside[0].push(&frame(OUTSIDE_MAC, packet)));
+        for packet in &sealed {
+            pair.b.outside[0].push(&frame(OUTSIDE_MAC, packet));
+        }
         let (_, inside) = pair.b.departed();
         let inner = if mode == Mode::Transport { pair.b.to_host() } else { inside };
         let numbers: Vec<u32> = inner.iter().map(|packet| number_in(packet)).collect();
