@@ -77,10 +77,10 @@ impl<V: Lanes> Counter<V> {
             let mut blocks = [V::zero(); C];
             if usize::from(self.number.to_le_bytes()[0]) + C * V::BLOCKS > 256 {
                 for block in &mut blocks {
-                    *block = self.vector();
+                    *block = Self::vector(self.first, self.number);
                     self.number += if V::BLOCKS == 2 { 2 } else { 4 };
                 }
-                self.next = self.vector();
+                self.next = Self::vector(self.first, self.number);
             } else {
                 for block in &mut blocks {
                     *block = self.next;
@@ -93,10 +93,12 @@ impl<V: Lanes> Counter<V> {
     }
 
     /// The vector that begins with `number`.
+    ///
+    /// Without `self`, whose address would keep all of it in memory.
     #[cold]
-    unsafe fn vector(&self) -> V {
-        let mut lanes = [self.first.to_le_bytes(); 4];
-        for (lane, number) in lanes.iter_mut().zip(self.number..) {
+    unsafe fn vector(first: u128, number: u32) -> V {
+        let mut lanes = [first.to_le_bytes(); 4];
+        for (lane, number) in lanes.iter_mut().zip(number..) {
             if let Some(last) = lane.last_chunk_mut() {
                 *last = number.to_be_bytes();
             }
@@ -113,7 +115,7 @@ struct Reader<V> {
     rounds: *const u8,
     /// 10, 12 or 14.
     number: u8,
-    /// The keys of the rounds that all lengths have, the last one behind the others, if the registers are `MANY`.
+    /// What [`Self::round`] gives, if the registers are `MANY`.
     kept: [V; 11],
     /// What [`Self::stride`] gives, if the registers are `MANY`.
     strides: [(V, V); CHUNK],
@@ -132,12 +134,12 @@ impl<V: Lanes> Reader<V> {
                 strides: [(V::zero(), V::zero()); CHUNK],
             };
             if V::MANY {
-                let last_round = V::broadcast(reader.last());
-                let [kept @ .., last] = &mut reader.kept;
-                for (round, kept) in kept.iter_mut().enumerate() {
-                    *kept = V::broadcast(reader.rounds.add(BLOCK * round));
+                for round in 0..reader.kept.len() {
+                    let loaded = reader.load_round(round);
+                    if let Some(place) = reader.kept.get_mut(round) {
+                        *place = loaded;
+                    }
                 }
-                *last = last_round;
             }
             reader
         }
@@ -157,32 +159,34 @@ impl<V: Lanes> Reader<V> {
         }
     }
 
-    /// Where the key of the last round is.
-    #[inline(always)]
-    fn last(&self) -> *const u8 {
-        self.key.wrapping_add(Layout::<V>::ROUNDS_END - BLOCK)
-    }
-
-    /// The round key of `round` in every lane.
+    /// A round key in every lane: 0 is the first one, 1 to 10 are the ten last. The others are [`Self::early`].
     #[inline(always)]
     unsafe fn round(&self, round: usize) -> V {
         match self.kept.get(round) {
-            Some(kept) if V::MANY && round < 10 => *kept,
-            // SAFETY: the caller's; `round` is at most `number`, so within the key.
-            _ => unsafe { V::broadcast(self.rounds.add(BLOCK * round)) },
+            Some(kept) if V::MANY => *kept,
+            // SAFETY: the caller's.
+            _ => unsafe { self.load_round(round) },
         }
     }
 
-    /// The key of the last round.
     #[inline(always)]
-    unsafe fn last_round(&self) -> V {
-        if V::MANY {
-            let [.., last] = self.kept;
-            last
-        } else {
-            // SAFETY: the caller's; within the key.
-            unsafe { V::broadcast(self.last()) }
+    unsafe fn load_round(&self, round: usize) -> V {
+        // SAFETY: the caller's; both within the key.
+        unsafe {
+            let at = if round == 0 {
+                self.rounds
+            } else {
+                self.key.add(Layout::<V>::ROUNDS_END - BLOCK * (11 - round))
+            };
+            V::broadcast(at)
         }
+    }
+
+    /// The key of a round that shorter keys have not, from 1 on.
+    #[inline(always)]
+    unsafe fn early(&self, round: u8) -> V {
+        // SAFETY: the caller's; `round` is below `number`, so within the key.
+        unsafe { V::broadcast(self.rounds.add(BLOCK * usize::from(round))) }
     }
 
     /// The power by which vector `at` of a chunk is multiplied, in every lane, and the sum of its halves. The chunk is
@@ -300,8 +304,8 @@ impl<V: Lanes> Hasher<V> {
 /// Rounds from one vector of the hash to the next.
 const HASH_EVERY: usize = if CHUNK <= 4 { 2 } else { 1 };
 
-/// The key stream of the next `C` vectors. `between` is called with the number of each of the first nine rounds, for work
-/// between the rounds.
+/// The key stream of the next `C` vectors. `between` is called with 1 to 9 before each of the nine rounds before the last, for
+/// work between the rounds. What longer keys have more comes first: behind a branch the compiler would move all that work.
 #[inline(always)]
 unsafe fn stream<V: Lanes, const C: usize>(
     key: &Reader<V>,
@@ -315,6 +319,16 @@ unsafe fn stream<V: Lanes, const C: usize>(
         for state in &mut states {
             *state = state.xor(round_key);
         }
+        for longer in [12, 14] {
+            if key.number >= longer {
+                for round in [longer - 11, longer - 10] {
+                    let round_key = key.early(round);
+                    for state in &mut states {
+                        *state = state.aesenc(round_key);
+                    }
+                }
+            }
+        }
         for round in 1..10 {
             let round_key = key.round(round);
             for state in &mut states {
@@ -322,17 +336,7 @@ unsafe fn stream<V: Lanes, const C: usize>(
             }
             between(round);
         }
-        for longer in [12, 14] {
-            if key.number >= longer {
-                for round in [longer - 2, longer - 1] {
-                    let round_key = key.round(round.into());
-                    for state in &mut states {
-                        *state = state.aesenc(round_key);
-                    }
-                }
-            }
-        }
-        let round_key = key.last_round();
+        let round_key = key.round(10);
         for state in &mut states {
             *state = state.aesenclast(round_key);
         }
