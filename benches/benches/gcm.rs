@@ -234,11 +234,11 @@ fn summary(samples: &mut [f64]) -> (f64, f64, f64) {
 }
 
 /// Nanoseconds of one instruction of the loop (of the chunk: of all of it), at best.
-fn pipe(pipe: Pipe) -> Option<f64> {
+fn pipe(level: Level, pipe: Pipe) -> Option<f64> {
     const ROUNDS: u32 = 2000;
     let time = || {
         let start = Instant::now();
-        pipe.run(ROUNDS.into()).then(|| start.elapsed().as_secs_f64() * 1e9)
+        pipe.run(level, ROUNDS.into()).then(|| start.elapsed().as_secs_f64() * 1e9)
     };
     let best = (0..400).map(|_| time()).collect::<Option<Vec<_>>>()?.into_iter().fold(f64::MAX, f64::min);
     Some(best / f64::from(ROUNDS) / f64::from(pipe.instructions()))
@@ -300,20 +300,24 @@ fn main() {
         }
     }
 
-    let loops = [Pipe::Clock, Pipe::Aes, Pipe::Clmul, Pipe::Chunk].map(pipe);
+    let (level, lanes) = if Kernel::new(Level::Vaes512).is_ok() {
+        (Level::Vaes512, 4)
+    } else {
+        (Level::Vaes256, 2)
+    };
+    let loops = [Pipe::Clock, Pipe::Aes, Pipe::Clmul, Pipe::Chunk].map(|loop_| pipe(level, loop_));
     let [Some(cycle), Some(aes), Some(clmul), Some(chunk)] = loops else { return };
     println!(
-        "\npipes: {:.2} GHz; VAESENC ymm {:.2} cycles, VPCLMULQDQ ymm {:.2}; 8 blocks (40 and 14 of them) {:.1} cycles",
+        "\npipes of {}: {:.2} GHz; VAESENC {:.2} cycles, VPCLMULQDQ {:.2}; four vectors (40 and 14 of them) {:.1} cycles",
+        level.name(),
         1.0 / cycle,
         aes / cycle,
         clmul / cycle,
         chunk / cycle
     );
-    println!(
-        "the first kernel's least beside the pipes' limit for its blocks (text, tag and header, two a vector):"
-    );
+    println!("the first kernel's least beside the pipes' limit for its blocks (text, tag and header):");
     for (word, size, least) in ours {
-        let vectors = f64::from(u32::try_from((HEADER + size).div_ceil(32)).expect("few"));
+        let vectors = f64::from(u32::try_from((HEADER + size).div_ceil(16 * lanes)).expect("few"));
         let limit = vectors / 4.0 * chunk;
         println!("  {word} {size:5}: {least:6.1} ns, limit {limit:6.1} ns, {:.2} times", least / limit);
     }
