@@ -335,6 +335,14 @@ fn seal_runs<const N: usize>(
 ) {
     for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
         let ready = run.first().and_then(|op| ready_to_seal(op.key, keys));
+        if let Some(Ready::Cbc(cipher, mac)) = &ready
+            && run.len() > 1
+        {
+            for ops in run.chunks_mut(cbc::TOGETHER) {
+                seal_cbc_together(cipher, mac, ops, outcomes);
+            }
+            continue;
+        }
         outcomes.extend(run.iter_mut().map(|op| match &ready {
             Some(ready) => ready.seal(op),
             // Not reached: the lengths of keys were checked when they were taken.
@@ -383,21 +391,30 @@ fn ready_to_open<'a>(key: &'a EspKey, keys: &'a mut KeyCache<LessSafeKey>) -> Op
     })
 }
 
+/// Checks the lengths and writes the number to the header.
+fn numbered(op: &mut SealOp<'_>) -> bool {
+    let SealOp { key, sequence, esn: _, packet } = op;
+    let Layout { iv_len, icv_len, block } = key.layout();
+    let fields = ESP_HEADER + usize::from(iv_len) + usize::from(icv_len);
+    let text = packet.len().checked_sub(fields).filter(|text| *text >= TRAILER);
+    if text.is_none_or(|text| text % usize::from(block) != 0) {
+        return false;
+    }
+    if let Some((_, number)) = packet.split_first_chunk_mut::<4>()
+        && let Some(number) = number.first_chunk_mut()
+    {
+        *number = sequence.low().to_be_bytes();
+    }
+    true
+}
+
 impl Ready<'_, Encryptor> {
     /// Writes the number to the header, checks the lengths and seals with the IV that belongs to the number.
     fn seal(&self, op: &mut SealOp<'_>) -> SealOutcome {
-        let SealOp { key, sequence, esn, packet } = op;
-        let Layout { iv_len, icv_len, block } = key.layout();
-        let fields = ESP_HEADER + usize::from(iv_len) + usize::from(icv_len);
-        let text = packet.len().checked_sub(fields).filter(|text| *text >= TRAILER);
-        if text.is_none_or(|text| text % usize::from(block) != 0) {
+        if !numbered(op) {
             return SealOutcome::BadLength;
         }
-        if let Some((_, number)) = packet.split_first_chunk_mut::<4>()
-            && let Some(number) = number.first_chunk_mut()
-        {
-            *number = sequence.low().to_be_bytes();
-        }
+        let SealOp { key: _, sequence, esn, packet } = op;
         let high = esn.then(|| sequence.high());
         let iv = sequence.value().to_be_bytes();
         let sealed = match self {
@@ -510,6 +527,52 @@ fn with_gmac_aad<T>(high: Option<u32>, packet: &mut [u8], f: impl FnOnce(&[u8]) 
     result
 }
 
+/// Seals packets of one key, with a block of each in the cipher at a time.
+fn seal_cbc_together<const N: usize>(
+    cipher: &Encryptor,
+    mac: &MacKey,
+    ops: &mut [SealOp<'_>],
+    outcomes: &mut ArrayVec<SealOutcome, N>,
+) {
+    let mut texts: ArrayVec<([u8; BLOCK], &mut [u8]), { cbc::TOGETHER }> = ArrayVec::new();
+    let mut fit: ArrayVec<bool, { cbc::TOGETHER }> = ArrayVec::new();
+    for op in &mut *ops {
+        let iv = cipher.iv(op.sequence.value());
+        let text = if numbered(op) { cbc_text(mac, iv, op.packet) } else { None };
+        fit.push(text.is_some());
+        texts.extend(text.map(|text| (iv, text)));
+    }
+    cipher.encrypt_together(&mut texts);
+    drop(texts);
+    outcomes.extend(ops.iter_mut().zip(fit).map(|(op, fits)| {
+        let high = op.esn.then(|| op.sequence.high());
+        match fits.then(|| sign_cbc(mac, high, op.packet)) {
+            Some(Some(())) => SealOutcome::Sealed,
+            _ => SealOutcome::BadLength,
+        }
+    }));
+}
+
+/// Writes the IV and gives the text.
+fn cbc_text<'p>(mac: &MacKey, iv: [u8; BLOCK], packet: &'p mut [u8]) -> Option<&'p mut [u8]> {
+    let end = packet.len().checked_sub(usize::from(mac.icv_len()))?;
+    let (_, behind) = packet.get_mut(..end)?.split_first_chunk_mut::<ESP_HEADER>()?;
+    let (iv_field, text) = behind.split_first_chunk_mut()?;
+    if text.is_empty() || text.len() % BLOCK != 0 {
+        return None;
+    }
+    *iv_field = iv;
+    Some(text)
+}
+
+/// Writes the ICV of an encrypted packet.
+fn sign_cbc(mac: &MacKey, high: Option<u32>, packet: &mut [u8]) -> Option<()> {
+    let end = packet.len().checked_sub(usize::from(mac.icv_len()))?;
+    let (covered, icv) = packet.split_at_mut_checked(end)?;
+    mac.sign(covered, high, icv);
+    Some(())
+}
+
 fn seal_cbc(
     cipher: &Encryptor,
     mac: &MacKey,
@@ -517,17 +580,8 @@ fn seal_cbc(
     high: Option<u32>,
     packet: &mut [u8],
 ) -> Option<()> {
-    let end = packet.len().checked_sub(usize::from(mac.icv_len()))?;
-    let (covered, icv) = packet.split_at_mut_checked(end)?;
-    let (_, behind) = covered.split_first_chunk_mut::<ESP_HEADER>()?;
-    let (iv_field, text) = behind.split_first_chunk_mut()?;
-    if text.is_empty() || text.len() % BLOCK != 0 {
-        return None;
-    }
-    *iv_field = iv;
-    cipher.encrypt(iv, text);
-    mac.sign(covered, high, icv);
-    Some(())
+    cipher.encrypt(iv, cbc_text(mac, iv, packet)?);
+    sign_cbc(mac, high, packet)
 }
 
 fn open_cbc(cipher: &Decryptor, mac: &MacKey, high: Option<u32>, packet: &mut [u8]) -> Option<bool> {

@@ -205,6 +205,40 @@ fn outcomes_stay_with_their_operations() {
     assert_ne!(text(ops[20].key, ops[20].packet), plain, "an operation that is not pending stays as it is");
 }
 
+/// DP-3: packets of one CBC key in one batch, which go through the cipher together, come out as they do one by one;
+/// one of them has no length for it.
+#[test]
+fn dp_3_cbc_together_as_one_by_one() {
+    for (encryption, len, integrity, _) in ANSWERS {
+        if encryption != Encryption::AesCbc {
+            continue;
+        }
+        let key = EspKey::new(&suite(encryption, len, integrity)).unwrap();
+        for count in [2, 15, 16, 17, 40] {
+            let texts: Vec<Vec<u8>> = (0..count).map(|n| bytes(16 * ((n * 29) % 91 + 1))).collect();
+            let alone: Vec<Vec<u8>> =
+                texts.iter().zip(1..).map(|(text, n)| seal(&key, n << 30, true, text).1).collect();
+            let Layout { iv_len, icv_len, .. } = key.layout();
+            let fields = |text: &Vec<u8>| {
+                let iv = vec![0xa5; 4 + usize::from(iv_len)];
+                [vec![1, 2, 3, 4], iv, text.clone(), vec![0xa5; icv_len.into()]].concat()
+            };
+            let mut packets: Vec<Vec<u8>> = texts.iter().map(fields).collect();
+            packets[1].pop();
+            let mut ops: ArrayVec<SealOp<'_>, 40> = ArrayVec::new();
+            for (packet, n) in packets.iter_mut().zip(1..) {
+                ops.push(SealOp { key: &key, sequence: reserve(n << 30), esn: true, packet });
+            }
+            let outcomes = engine().seal(ops);
+            for (n, outcome) in outcomes.iter().enumerate() {
+                let expected = if n == 1 { SealOutcome::BadLength } else { SealOutcome::Sealed };
+                assert_eq!(*outcome, expected, "{integrity:?} {count} {n}");
+                assert!(n == 1 || packets[n] == alone[n], "{integrity:?} {count} {n}");
+            }
+        }
+    }
+}
+
 /// An empty batch is no error.
 #[test]
 fn empty_batches() {
