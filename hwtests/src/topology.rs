@@ -232,15 +232,22 @@ impl Topology {
         Ok(topology)
     }
 
-    /// Has the relay translate on this path from its next start on. In XDP that takes wires whose other ends receive frames
-    /// from XDP, as a network card's would: a veth does with GRO.
+    /// Has the relay translate on this path from its next start on, and gives it wires that allow it.
     pub fn translate(&mut self, path: RelayPath) -> Result<()> {
-        if path == RelayPath::Xdp {
-            for port in ["middle-left", "middle-right"] {
-                self.ns("wire")?.sh(&format!("ethtool -K {port} gro on"))?;
-            }
-        }
+        self.configure(path);
+        if path == RelayPath::Xdp { self.take_frames_from_xdp() } else { Ok(()) }
+    }
+
+    /// Configures the relay for this path from its next start on.
+    pub fn configure(&mut self, path: RelayPath) {
         self.path = Some(path);
+    }
+
+    /// Has the relay's wires take frames from XDP, as a network card does: a veth does while its other end has GRO.
+    pub fn take_frames_from_xdp(&self) -> Result<()> {
+        for port in ["middle-left", "middle-right"] {
+            self.ns("wire")?.sh(&format!("ethtool -K {port} gro on"))?;
+        }
         Ok(())
     }
 
@@ -406,10 +413,9 @@ impl Topology {
     }
 
     /// Starts one node.
-    pub fn start_node(&mut self, role: &str, config: Config) -> Result<()> {
+    pub fn start_node(&mut self, role: &str, mut config: Config) -> Result<()> {
         // One that is there already ends first: the new one takes its sockets.
         drop(self.nodes.remove(role));
-        let mut config = config;
         if role == "relay" && config.datapath.relay.is_none() {
             config.datapath.relay = self.path.map(RelayPath::name);
         }

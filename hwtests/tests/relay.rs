@@ -233,6 +233,7 @@ fn rly_1_encapsulated_on_both_sides() -> Result<()> {
 #[test]
 fn rly_1_falls_back_where_xdp_cannot_send() -> Result<()> {
     let mut topology = Topology::build(Kind::Relay)?;
+    topology.configure(RelayPath::Xdp);
     let pair = topology.tunnel(0, Some(AES128GCM), None, Family::V4, Family::V4)?;
     topology.start(&[pair])?;
     topology.check(|topology| {
@@ -240,7 +241,7 @@ fn rly_1_falls_back_where_xdp_cannot_send() -> Result<()> {
         Ping::default().all(topology.ns("h1")?, to)?;
         ping.all(topology.ns("h1")?, to)?;
         ensure!(topology.node("relay")?.verdict("relayed")? == 0, "sent into a wire that takes nothing");
-        topology.translate(RelayPath::Xdp)?;
+        topology.take_frames_from_xdp()?;
         let mut tries = 0;
         while topology.node("relay")?.verdict("relayed")? == 0 {
             tries += 1;

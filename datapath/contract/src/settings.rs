@@ -81,9 +81,9 @@ pub enum FragmentPolicy {
 #[serde(rename_all = "lowercase")]
 pub enum RelayPath {
     /// In the XDP program, where all of it can be done there; the workers do the rest.
-    #[default]
     Xdp,
     /// By the workers.
+    #[default]
     Worker,
 }
 

@@ -158,8 +158,7 @@ impl Lab {
         // What still is in a ring belongs to it; a full ring is less than a thousandth of the packets.
         std::thread::sleep(Duration::from_millis(100));
         let arrived = self.arrived()? - before;
-        #[expect(clippy::cast_precision_loss, reason = "a few million")]
-        Ok(arrived as f64 / took.as_secs_f64())
+        Ok(f64::from(u32::try_from(arrived)?) / took.as_secs_f64())
     }
 }
 

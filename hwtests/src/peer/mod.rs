@@ -169,11 +169,6 @@ impl Peer {
         })
     }
 
-    /// The newest secret that it logged under this name; needs the log levels `chd = 4` or `ike = 4`.
-    pub fn logged(&self, name: &str) -> Result<Vec<u8>> {
-        last_blob(&self.log_text(), name)?.with_context(|| format!("no {name} in the log"))
-    }
-
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name
