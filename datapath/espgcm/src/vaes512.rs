@@ -38,7 +38,9 @@ unsafe impl Lanes for Quad {
 
     #[inline(always)]
     unsafe fn place(block: u128, lane: usize) -> Self {
-        unsafe { Self(_mm512_maskz_mov_epi64(0x03_u8 << (2 * lane), Self::splat(block).0)) }
+        // Behind the last lane nothing is left of it.
+        let [words, ..] = (0x03_u32 << (2 * lane)).to_le_bytes();
+        unsafe { Self(_mm512_maskz_mov_epi64(words, Self::splat(block).0)) }
     }
 
     #[inline(always)]
