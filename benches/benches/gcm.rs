@@ -300,11 +300,8 @@ fn main() {
         }
     }
 
-    let (level, lanes) = if Kernel::new(Level::Vaes512).is_ok() {
-        (Level::Vaes512, 4)
-    } else {
-        (Level::Vaes256, 2)
-    };
+    let (level, lanes) =
+        if Kernel::new(Level::Vaes512).is_ok() { (Level::Vaes512, 4) } else { (Level::Vaes256, 2) };
     let loops = [Pipe::Clock, Pipe::Aes, Pipe::Clmul, Pipe::Chunk].map(|loop_| pipe(level, loop_));
     let [Some(cycle), Some(aes), Some(clmul), Some(chunk)] = loops else { return };
     println!(
