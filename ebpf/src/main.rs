@@ -27,8 +27,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, DevMap, HashMap, LpmTrie, PerCpuArray, XskMap};
 use aya_ebpf::programs::XdpContext;
 use postern_steer_maps::{
-    Hop, MAX_HOPS, MAX_LOCAL, MAX_PORTS, MAX_PREFIXES, MAX_QUEUES, Prefix, Relay, RelayKey, Settings, Traffic,
-    VERDICT_COUNT, Verdict,
+    Hop, MAX_HOPS, MAX_LOCAL, MAX_PORTS, MAX_PREFIXES, MAX_QUEUES, Prefix, Relay, RelayKey, Settings,
+    Traffic, VERDICT_COUNT, Verdict,
 };
 use postern_wire::steer::{Bytes, Class, Classified, Link, classify};
 use postern_wire::translate::{Address, BytesMut, Kind, Place};
@@ -55,7 +55,8 @@ static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(VERDICT_COUNT,
 #[map]
 static RELAY_V4: HashMap<RelayKey<[u8; 4]>, Relay<[u8; 4]>> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
-static RELAY_V6: HashMap<RelayKey<[u8; 16]>, Relay<[u8; 16]>> = HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
+static RELAY_V6: HashMap<RelayKey<[u8; 16]>, Relay<[u8; 16]>> =
+    HashMap::with_max_entries(1, BPF_F_NO_PREALLOC);
 #[map]
 static RELAY_TRAFFIC: PerCpuArray<Traffic> = PerCpuArray::with_max_entries(1, 0);
 #[map]
