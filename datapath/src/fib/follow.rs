@@ -199,15 +199,22 @@ impl Runner {
     fn run(&mut self, publish: &dyn Fn(Arc<Fib>)) {
         let mut changed_at: Option<Instant> = None;
         let mut read_routes_after = Instant::now();
+        // Until everything was read again: a reading that fails is repeated.
+        let mut lost = false;
         while !self.stop.load(Ordering::Relaxed) {
             wait(&self.events, if changed_at.is_some() { SETTLE } else { ROUND });
-            let lost = self.drain();
+            if self.drain() {
+                tracing::warn!("the kernel dropped notifications; reading all routes and neighbours again");
+                lost = true;
+            }
             self.pass_on_requests();
             let now = Instant::now();
             if lost {
-                tracing::warn!("the kernel dropped notifications; reading all routes and neighbours again");
                 match self.model.read_all(&mut self.kernel) {
-                    Ok(()) => publish(Arc::new(self.model.view())),
+                    Ok(()) => {
+                        lost = false;
+                        publish(Arc::new(self.model.view()));
+                    }
                     Err(error) => tracing::error!(%error, "cannot read routes and neighbours"),
                 }
                 continue;
