@@ -240,23 +240,27 @@ impl Runner {
     }
 
     /// Applies the notifications that wait; true if some were lost.
+    ///
+    /// A loss is told once, and all that are lost before the queue was empty again belong to it: so the queue is emptied
+    /// also then, and what is read anew afterwards is newer than anything lost.
     fn drain(&mut self) -> bool {
+        let mut lost = false;
         loop {
             self.buffer.clear();
             match self.events.recv(&mut self.buffer, libc::MSG_DONTWAIT) {
-                Ok(0) => return false,
+                Ok(0) => return lost,
                 Ok(_) => {
                     for message in messages(&self.buffer) {
                         self.model.notice(message);
                     }
                 }
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => return true,
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => lost = true,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     if error.kind() != io::ErrorKind::WouldBlock {
                         tracing::error!(%error, "cannot read notifications of routes");
                     }
-                    return false;
+                    return lost;
                 }
             }
         }
