@@ -70,9 +70,10 @@ pub fn start_time(pid: i32) -> Option<u64> {
 /// Gives the session of a process the share of the processors that our own has (sched(7), autogroups): a daemon in a
 /// session of its own would else have another, and what is compared with it an advantage.
 pub fn share_like_ours(pid: i32) -> Result<()> {
-    // "/autogroup-12 nice 0"; there is no such file where the kernel groups nothing.
-    let Ok(own) = std::fs::read_to_string("/proc/self/autogroup") else { return Ok(()) };
-    let nice = own.split_whitespace().last().context("/proc/self/autogroup has another format")?;
+    // "/autogroup-12 nice 0". Nothing is grouped where there is no such file, nor where it is empty: the process is then
+    // in a control group with a share of its own, and what it starts is in the same.
+    let own = std::fs::read_to_string("/proc/self/autogroup").unwrap_or_default();
+    let Some(nice) = own.split_whitespace().last() else { return Ok(()) };
     std::fs::write(format!("/proc/{pid}/autogroup"), nice).with_context(|| format!("autogroup of {pid}"))
 }
 
