@@ -102,7 +102,7 @@ impl Bench {
         let keys = self.keys.iter().skip(self.next).chain(&self.keys).cycle();
         for (packet, key) in self.packets.iter_mut().zip(keys) {
             let sequence = self.counter.reserve().expect("a number");
-            ops.push(SealOp { key, sequence, esn: true, packet });
+            ops.push(SealOp { key: key.into(), sequence, esn: true, packet });
         }
         let outcomes = engine.seal(ops);
         assert!(outcomes.iter().all(|outcome| *outcome == SealOutcome::Sealed), "not sealed");
@@ -115,7 +115,7 @@ impl Bench {
         let first = self.counter.last() + 1 - PACKETS;
         let mut ops: ArrayVec<OpenOp<'_>, BATCH> = ArrayVec::new();
         for ((packet, key), sequence) in self.packets.iter_mut().zip(self.keys.iter().cycle()).zip(first..) {
-            ops.push(OpenOp { key, sequence, esn: true, packet, outcome: Outcome::Pending });
+            ops.push(OpenOp { key: key.into(), sequence, esn: true, packet, outcome: Outcome::Pending });
         }
         engine.open(&mut ops);
         assert!(ops.iter().all(|op| op.outcome == Outcome::Opened), "not opened");

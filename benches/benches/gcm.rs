@@ -1,6 +1,6 @@
 //! AES-128-GCM alone, ours beside others, in one interleaved run.
 //!
-//! `cargo bench -p postern-benches --bench gcm`. Batches of 32 packets in buffers of their own, 8 bytes of AAD, a nonce each;
+//! `cargo bench -p postern-benches --bench gcm [-- --keys]`; with `--keys` what expanding keys costs. Batches of 32 packets in buffers of their own, 8 bytes of AAD, a nonce each;
 //! texts and tags are kept alive (`black_box`): a compiler that may drop a tag drops the work of computing it. Contestants
 //! take turns in random order, many short runs each; shown are the medians in nanoseconds a packet with the least and the
 //! most, and how many times ours that is. intel-ipsec-mb is a C program that this bench builds if its header is installed
@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use postern_espgcm::pipes::Pipe;
-use postern_espgcm::{Aad, HEADER, Kernel, Key, Level, Packet, TAG, Verdict};
+use postern_espgcm::{Aad, HEADER, Kernel, Key, Level, Packet, TAG, Verdict, Wanted};
 
 const BATCH: usize = 32;
 const SIZES: [usize; 5] = [64, 256, 576, 1024, 1424];
@@ -244,7 +244,39 @@ fn pipe(level: Level, pipe: Pipe) -> Option<f64> {
     Some(best / f64::from(ROUNDS) / f64::from(pipe.instructions()))
 }
 
+/// Nanoseconds a key that is expanded together with as many as a batch of packets may want, at best, by length.
+fn expansion(kernel: Kernel, whole: bool) -> [f64; 3] {
+    const TOGETHER: usize = 32;
+    let mut table: Vec<Key> = (0..TOGETHER).map(|_| Key::blank()).collect();
+    [16, 24, 32].map(|len| {
+        let keys: Vec<Vec<u8>> = (0..).map(|seed| vec![seed; len]).take(TOGETHER).collect();
+        let wanted: Vec<Wanted<'_>> =
+            keys.iter().enumerate().map(|(place, key)| Wanted { place, key }).collect();
+        let mut best = f64::MAX;
+        for _ in 0..2000 {
+            let start = Instant::now();
+            kernel.expand_into(black_box(&mut table), black_box(&wanted), whole);
+            best = best.min(start.elapsed().as_secs_f64() * 1e9 / 32.0);
+        }
+        best
+    })
+}
+
 fn main() {
+    if std::env::args().any(|argument| argument == "--keys") {
+        for level in [Level::Vaes512, Level::Vaes256] {
+            if let Ok(kernel) = Kernel::new(level) {
+                for (whole, word) in [(true, "whole"), (false, "for short texts")] {
+                    let [short, middle, long] = expansion(kernel, whole);
+                    println!(
+                        "{}, {word}: ns a key of 16, 24, 32 bytes, 32 together: {short:.1}, {middle:.1}, {long:.1}",
+                        level.name()
+                    );
+                }
+            }
+        }
+        return;
+    }
     let mut contestants: Vec<Box<dyn Contestant>> = Vec::new();
     for level in [Level::Vaes512, Level::Vaes256] {
         match Kernel::new(level) {

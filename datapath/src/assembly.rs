@@ -78,9 +78,9 @@ pub enum AssemblyError {
     Histogram(#[from] hdrhistogram::CreationError),
 }
 
-/// Expanded keys, flows and routes that a worker remembers at least (2.9 MB), and that all workers remember together at
-/// the most (95 MB).
-const REMEMBERED: (usize, usize) = (4096, 1 << 17);
+/// Flows (three times as many) and routes that a worker remembers at least (0.3 MB), and that all workers remember together
+/// at the most (84 MB).
+const REMEMBERED: (usize, usize) = (4096, 1 << 20);
 
 /// Makes the workers.
 pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {

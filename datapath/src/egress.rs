@@ -60,7 +60,8 @@ impl Egress {
 #[inline]
 pub fn put(room: &mut ArrayVec<Frame, BATCH>, mut frame: Frame, from: PortIndex) {
     frame.set_note(from.0.into());
-    room.extend(Some(frame));
+    // Not `Err`: there is room.
+    let _ = room.try_push(frame);
 }
 
 /// Where a frame that was queued came in.

@@ -446,7 +446,7 @@ fn by_hand(sequence: u64, input: &mut Input<'_>) -> Vec<u8> {
     packet.get_mut(at..start + text).unwrap().copy_from_slice(plaintext);
     let reserved = SequenceCounter::new(sequence, sequence + 1, true).reserve().unwrap();
     let mut ops = ArrayVec::<SealOp<'_>, 1>::new();
-    ops.push(SealOp { key: &key, sequence: reserved, esn: kind.esn, packet: &mut packet });
+    ops.push(SealOp { key: (&key).into(), sequence: reserved, esn: kind.esn, packet: &mut packet });
     assert!(engine.seal(ops).iter().all(|outcome| *outcome == SealOutcome::Sealed));
     if !kind.encap {
         return in_outer(kind.outer_v6, Protocol::ESP, &packet);

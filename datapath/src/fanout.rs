@@ -235,7 +235,7 @@ fn seal(arena: &Arena, engine: &mut Engine, runs: &[Run], packets: &mut [Outgoin
         asked.push(op.is_some());
         if let Some(((key, esn), sequence)) = op {
             let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
-            ops.push(SealOp { key, sequence, esn, packet });
+            ops.push(SealOp { key: key.into(), sequence, esn, packet });
         }
     }
     let mut outcomes = engine.seal(ops).into_iter();
@@ -258,7 +258,13 @@ fn open(arena: &Arena, engine: &mut Engine, runs: &[Run], packets: &mut [Incomin
             header::put(packet, 0, config.spi.authenticated.0.to_be_bytes());
         }
         asked.push(true);
-        ops.push(OpenOp { key, sequence: *sequence, esn: config.esn, packet, outcome: Outcome::Pending });
+        ops.push(OpenOp {
+            key: key.into(),
+            sequence: *sequence,
+            esn: config.esn,
+            packet,
+            outcome: Outcome::Pending,
+        });
     }
     engine.open(&mut ops);
     let outcomes: ArrayVec<Outcome, BATCH> = ops.iter().map(|op| op.outcome).collect();

@@ -265,7 +265,7 @@ fn spi_and_sequence(protocol: IpsecProtocol, packet: &[u8]) -> Option<(Spi, u32)
 
 /// Refuses early what the window would refuse anyway, before any cryptography is spent on it (RFC 4303 section 3.4.3).
 fn precheck(core: &Core, batch: &mut InboundBatch) {
-    let several = warm(core, batch);
+    warm(core, batch);
     for (arrival, sa, sequence, next) in
         izip!(&batch.arrivals, &batch.sas, &mut batch.sequences, &mut batch.next)
     {
@@ -276,9 +276,6 @@ fn precheck(core: &Core, batch: &mut InboundBatch) {
             *next = Next::Drop(DropReason::UnknownSpi);
             continue;
         };
-        if several && let SaKey::Esp(key) = &state.config.key {
-            core.crypto.prefetch(key);
-        }
         if state.stopped {
             *next = Next::DropOfSa(DropReason::LifetimeExpired);
             continue;
@@ -302,23 +299,15 @@ fn precheck(core: &Core, batch: &mut InboundBatch) {
     }
 }
 
-/// Asks for all that the batch's SAs will be asked, one thing of all of them after the other. Says whether they are
-/// several; a single one is in the cache.
-fn warm(core: &Core, batch: &InboundBatch) -> bool {
+/// Asks for what the batch's SAs have elsewhere, if they are several; a single one is in the cache.
+fn warm(core: &Core, batch: &InboundBatch) {
     if batch.sas.windows(2).all(|pair| pair.first() == pair.last()) {
-        return false;
+        return;
     }
-    let states = || batch.sas.iter().filter_map(|sa| core.inbound.get(*sa));
-    for state in states() {
+    for state in batch.sas.iter().filter_map(|sa| core.inbound.get(*sa)) {
         prefetch::object(&*state.config);
         state.window.prefetch();
     }
-    for state in states() {
-        if let SaKey::Esp(key) = &state.config.key {
-            core.crypto.prefetch_place(key);
-        }
-    }
-    true
 }
 
 const fn replay_reason(error: ReplayError) -> DropReason {
@@ -348,7 +337,13 @@ fn open(core: &mut Core, batch: &mut InboundBatch) {
         if config.spi.is_translated() {
             header::put(packet, 0, config.spi.authenticated.0.to_be_bytes());
         }
-        ops.push(OpenOp { key, sequence: *sequence, esn: config.esn, packet, outcome: Outcome::Pending });
+        ops.push(OpenOp {
+            key: key.into(),
+            sequence: *sequence,
+            esn: config.esn,
+            packet,
+            outcome: Outcome::Pending,
+        });
     }
     crypto.open(&mut ops);
     let outcomes: ArrayVec<Outcome, BATCH> = ops.iter().map(|op| op.outcome).collect();

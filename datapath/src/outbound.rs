@@ -731,7 +731,7 @@ fn seal(core: &mut Core, batch: &mut OutboundBatch) {
         let SaKey::Esp(key) = &state.config.key else { continue };
         let Some(sequence) = number.take() else { continue };
         let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
-        ops.push(SealOp { key, sequence, esn: state.config.esn, packet });
+        ops.push(SealOp { key: key.into(), sequence, esn: state.config.esn, packet });
     }
     let outcomes = crypto.seal(ops);
     let sealed = izip!(&batch.sas, &mut batch.next).filter(|(sa, next)| {

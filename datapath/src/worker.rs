@@ -541,7 +541,7 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
         Command::PutInbound(index, sa, rest) => {
             core.fan.note(&sa.config);
             core.sa_drops.forget(Table::Inbound, index);
-            if let Some(old) = core.inbound.put(index, sa, rest) {
+            if let Some(old) = core.inbound.install(index, sa, rest) {
                 fanout::forget(core, &old.0.config);
                 core.send(Returned::Inbound(index, Box::new(old)));
             }
@@ -549,7 +549,7 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
         Command::PutOutbound(index, sa, rest) => {
             core.fan.note(&sa.config);
             core.sa_drops.forget(Table::Outbound, index);
-            if let Some(old) = core.outbound.put(index, sa, rest) {
+            if let Some(old) = core.outbound.install(index, sa, rest) {
                 fanout::forget(core, &old.0.config);
                 core.send(Returned::Outbound(index, Box::new(old)));
             }
@@ -567,13 +567,13 @@ fn apply(core: &mut Core, latency: &Histogram<u64>, command: &mut Command) {
             }
         }
         Command::Take(Table::Inbound, index) => {
-            if let Some(sa) = core.inbound.take(index) {
+            if let Some(sa) = core.inbound.remove(index) {
                 fanout::forget(core, &sa.0.config);
                 core.send(Returned::Inbound(index, Box::new(sa)));
             }
         }
         Command::Take(Table::Outbound, index) => {
-            if let Some(sa) = core.outbound.take(index) {
+            if let Some(sa) = core.outbound.remove(index) {
                 fanout::forget(core, &sa.0.config);
                 core.send(Returned::Outbound(index, Box::new(sa)));
             }

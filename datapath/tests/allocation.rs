@@ -198,10 +198,10 @@ fn dp_2_keys_that_make_room() {
             for key in &keys {
                 let mut ops = ArrayVec::<SealOp<'_>, 1>::new();
                 let sequence = counter.reserve().unwrap();
-                ops.push(SealOp { key, sequence, esn: true, packet: &mut packet });
+                ops.push(SealOp { key: key.into(), sequence, esn: true, packet: &mut packet });
                 assert_eq!(engine.seal(ops)[..], [SealOutcome::Sealed]);
                 let op = OpenOp {
-                    key,
+                    key: key.into(),
                     sequence: counter.last(),
                     esn: true,
                     packet: &mut packet,

@@ -392,7 +392,7 @@ impl Maker {
         let packet = &mut bytes[ether::LEN + ip4::MIN_LEN..];
         let sequence = self.sequence.reserve().expect("a number");
         let mut ops = ArrayVec::<_, 1>::new();
-        ops.push(SealOp { key: &self.key, sequence, esn: true, packet });
+        ops.push(SealOp { key: (&self.key).into(), sequence, esn: true, packet });
         assert_eq!(self.engine.seal(ops).as_slice(), [SealOutcome::Sealed]);
     }
 

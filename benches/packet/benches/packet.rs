@@ -226,17 +226,23 @@ struct Maker {
     size: Size,
     engine: Engine,
     key: EspKey,
-    /// One for all SAs: each sees numbers that grow.
-    sequence: SequenceCounter,
+    /// By SA.
+    sequences: Vec<SequenceCounter>,
     made: usize,
     frame: Vec<u8>,
 }
 
 impl Maker {
-    fn new(work: Work, suite_name: &str, indices: Indices, size: Size, sequence: SequenceCounter) -> Self {
+    fn new(
+        work: Work,
+        suite_name: &str,
+        indices: Indices,
+        size: Size,
+        sequences: Vec<SequenceCounter>,
+    ) -> Self {
         let key = EspKey::new(&suite(suite_name, 0)).expect("a key");
         let engine = Engine::select(Backend::Auto, 16).expect("an engine");
-        Self { work, indices, size, engine, key, sequence, made: 0, frame: Vec::new() }
+        Self { work, indices, size, engine, key, sequences, made: 0, frame: Vec::new() }
     }
 
     fn fill(&mut self, port: &MemoryHandle) {
@@ -290,9 +296,9 @@ impl Maker {
         let trailer = esp::HEADER_LEN + usize::from(layout.iv_len) + size;
         esp::write_trailer(&mut packet[trailer..end], Protocol::IPV4).expect("room");
         esp::Header { spi: Spi(FIRST_SPI + number), sequence: 0 }.emit(packet).expect("room");
-        let sequence = self.sequence.reserve().expect("a number");
+        let sequence = self.sequences[number as usize].reserve().expect("a number");
         let mut ops = ArrayVec::<_, 1>::new();
-        ops.push(SealOp { key: &self.key, sequence, esn: true, packet });
+        ops.push(SealOp { key: (&self.key).into(), sequence, esn: true, packet });
         assert_eq!(self.engine.seal(ops).as_slice(), [SealOutcome::Sealed]);
     }
 }
@@ -433,21 +439,25 @@ fn main() {
             for sas in arguments.sas.iter().copied().filter(|sas| *sas <= 1000 || *suite_name == SUITES[0]) {
                 let (_state, mut bed) = bed(work, suite_name, sas);
                 let choices = if sas > 1 { &[Choice::Uniform, Choice::Zipf][..] } else { &[Choice::Uniform] };
-                let mut sequence = SequenceCounter::new(1, u64::MAX, true);
+                let mut sequences: Vec<_> =
+                    (0..sas).map(|_| SequenceCounter::new(1, u64::MAX, true)).collect();
                 for choice in choices {
                     for size in sizes
                         .into_iter()
                         .filter(|size| arguments.size.is_empty() || size.name() == arguments.size)
                     {
                         let indices = Indices::new(sas, *choice);
-                        let mut maker = Maker::new(work, suite_name, indices, size, sequence);
+                        let mut maker = Maker::new(work, suite_name, indices, size, sequences);
                         let choice_name = if *choice == Choice::Uniform { "uniform" } else { "zipf" };
                         let wire =
                             if work == Work::Encap { bed.inside[0].clone() } else { bed.outside[0].clone() };
                         if arguments.turns.is_some() {
-                            for _ in 0..turns {
+                            for number in 1..=turns {
                                 maker.fill(&wire);
                                 turn(&bed);
+                                if number % 256 == 0 {
+                                    bed.publisher.collect();
+                                }
                             }
                         } else {
                             let cell = RefCell::new(&mut bed);
@@ -478,7 +488,7 @@ fn main() {
                         }
                         assert_eq!(bed.all_drops(), 0);
                         bed.publisher.collect();
-                        sequence = maker.sequence;
+                        sequences = maker.sequences;
                     }
                 }
             }

@@ -9,8 +9,6 @@
 //! "Intel Carry-Less Multiplication Instruction and its Usage for Computing the GCM Mode", 2010). What is stored of the
 //! n-th power H^n is H^n x^-1; [`multiply`] of two such is such a one again.
 
-#![expect(clippy::cast_ptr_alignment, reason = "words are read and written unaligned")]
-
 use core::marker::PhantomData;
 
 use zeroize::Zeroize;
@@ -41,7 +39,11 @@ impl<V: Lanes> Layout<V> {
     /// multiplied with zero.
     pub(crate) const POWERS_AT: usize = Self::ROUNDS_END;
 
-    /// Number of rounds, one byte, in the first of the blocks that do not count.
+    /// Powers of a key that is not whole: its lowest ones.
+    pub(crate) const FEW: usize = 8;
+
+    /// Number of rounds, one byte, in the first of the blocks that do not count; behind it another, 1 if all powers are
+    /// there.
     pub(crate) const NUMBER_AT: usize = Self::POWERS_AT + BLOCK * Self::POWERS;
 
     /// The sums of the two halves, 8 bytes each, of the powers that whole chunks are multiplied by: H^(4 L), H^(3 L) …
@@ -62,8 +64,18 @@ impl<V: Lanes> Layout<V> {
     }
 }
 
+/// Bytes of the longest text that keys which are not whole can be used for: with the AAD and the lengths, 8 blocks.
+pub const SHORT: usize = 6 * BLOCK;
+
 /// Bytes of the largest layout, four blocks a vector.
 const SIZE: usize = 640;
+
+/// Where the layouts have the number of rounds.
+#[cfg(target_arch = "x86_64")]
+const NUMBERS_AT: [usize; 2] =
+    [Layout::<crate::vaes256::Pair>::NUMBER_AT, Layout::<crate::vaes512::Quad>::NUMBER_AT];
+#[cfg(not(target_arch = "x86_64"))]
+const NUMBERS_AT: [usize; 0] = [];
 
 /// An expanded AES-GCM key. Wiped when it is dropped; shows nothing.
 #[repr(C, align(64))]
@@ -82,6 +94,16 @@ impl Key {
         Self { bytes: [0; SIZE] }
     }
 
+    /// Makes it a key that every kernel refuses, at less cost than [`Self::wipe`], which leaves nothing of it.
+    #[inline]
+    pub fn retire(&mut self) {
+        for at in NUMBERS_AT {
+            if let Some(place) = self.bytes.get_mut(at..at + 2) {
+                place.fill(0);
+            }
+        }
+    }
+
     /// Overwrites the key with zeros.
     pub fn wipe(&mut self) {
         self.bytes.zeroize();
@@ -92,23 +114,16 @@ impl Key {
         self.bytes.iter().all(|byte| *byte == 0)
     }
 
-    /// Asks the processor to fetch the lines that the kernels read first.
-    #[inline]
-    pub fn prefetch(&self) {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
-        for line in self.bytes.chunks(64).skip(1).take(6) {
-            // JUSTIFICATION: the instruction is to be had in no other way.
-            // SAFETY: a hint, which needs nothing but SSE, a part of x86-64.
-            unsafe {
-                core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
-            }
-        }
-    }
-
     /// Where the kernels read.
     #[inline(always)]
     pub(crate) fn as_ptr(&self) -> *const u8 {
         self.bytes.as_ptr()
+    }
+
+    /// Whether it can be used, by a kernel with vectors of type `V`, for a text of so many bytes.
+    #[inline(always)]
+    pub(crate) fn is_enough<V: Lanes>(&self, text: usize) -> bool {
+        text <= SHORT || self.bytes.get(Layout::<V>::NUMBER_AT + 1) == Some(&1)
     }
 
     /// Number of rounds for vectors of type `V`: 10, 12 or 14, or 0 of a blank key.
@@ -134,145 +149,243 @@ impl core::fmt::Debug for Key {
 /// The constants of the key schedule (FIPS 197 section 5.2).
 const RCON: [u8; 10] = [0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80, 0x1b, 0x36];
 
-/// Expands `key` into `into`.
+/// Blocks of a key. Here and below they are gone through one by one, by macros: what a loop goes through stays in memory,
+/// and is written twice.
+const BLOCKS: usize = SIZE / BLOCK;
+
+/// Index of the first round key of a key with so many rounds.
+const fn first(rounds: usize) -> usize {
+    14 - rounds
+}
+
+/// Groups of keys, one a lane, that are expanded together.
+pub(crate) const GROUPS: usize = 8;
+
+/// Keys that are expanded together, one a lane.
+#[derive(Clone, Copy)]
+pub(crate) struct Group {
+    /// 16 bytes each for 10 rounds, 24 for 12 and 32 for 14.
+    pub(crate) keys: [*const u8; 4],
+    /// Where they go: `SIZE` bytes each.
+    pub(crate) to: [*mut u8; 4],
+}
+
+/// Expands keys, in each group as many as a vector has blocks: where one key waits for itself round after round, four
+/// take hardly longer. First come the round keys of all groups, then the powers, so that groups wait side by side.
+/// Whatever was in `to` is overwritten; unless `whole`, only the powers that short texts need are worth something. If two lanes have one place, the later lane's key is there in the end.
 ///
 /// # Safety
-/// The processor has the instructions of `V`.
+/// The processor has the instructions of `V`. The first `V::BLOCKS` pointers of each group's `keys` are to keys of that
+/// length, those of `to` to the `SIZE` bytes of a [`Key`] that nobody else uses.
 #[inline(always)]
-pub(crate) unsafe fn expand<V: Lanes>(key: &[u8], into: &mut Key) -> Result<(), KeyLength> {
+pub(crate) unsafe fn expand<V: Lanes, const ROUNDS: usize>(groups: &[Group], whole: bool) {
     const {
-        assert!(Layout::<V>::END <= SIZE);
+        assert!(Layout::<V>::END <= SIZE && matches!(ROUNDS, 10 | 12 | 14));
+        // Where the round keys end, at the last block of a group of four, the powers begin.
+        assert!(Layout::<V>::POWERS_AT == 15 * BLOCK);
     }
-    // What a longer key left, too.
-    into.bytes = [0; SIZE];
-    let to = into.bytes.as_mut_ptr();
     // JUSTIFICATION: the vectors load and store through pointers.
-    // SAFETY: V's instructions are there (the caller). Reads of `key` are within the length matched; writes to `to` are
-    // at the layout's offsets, which end at `END`, at most the size of `bytes`, as asserted above.
+    // SAFETY: V's instructions and the pointers are the caller's. All vectors written lie within SIZE bytes.
     unsafe {
-        let rounds = match key.len() {
-            16 => expand_128::<V>(key.as_ptr(), to),
-            24 => expand_192::<V>(key.as_ptr(), to),
-            32 => expand_256::<V>(key.as_ptr(), to),
-            other => return Err(KeyLength(other)),
-        };
-        to.add(Layout::<V>::NUMBER_AT).write(match rounds {
-            10 => 10,
-            12 => 12,
-            _ => 14,
-        });
-        powers::<V>(rounds, to);
+        let mut hashes = [V::zero(); GROUPS];
+        for (group, hash) in groups.iter().zip(&mut hashes) {
+            let mut blocks = [V::zero(); BLOCKS];
+            match ROUNDS {
+                10 => schedule_128(group.keys, &mut blocks),
+                12 => schedule_192(group.keys, &mut blocks),
+                _ => schedule_256(group.keys, &mut blocks),
+            }
+            *hash = hash_key::<V, ROUNDS>(&blocks);
+            store::<V>(&blocks, 0, group.to);
+            store::<V>(&blocks, 1, group.to);
+            store::<V>(&blocks, 2, group.to);
+            store::<V>(&blocks, 3, group.to);
+        }
+        for (group, hash) in groups.iter().zip(hashes) {
+            if whole || Layout::<V>::POWERS <= Layout::<V>::FEW + 1 {
+                let mut blocks = [V::zero(); BLOCKS];
+                powers::<V, true>(hash, &mut blocks);
+                set(&mut blocks, Layout::<V>::NUMBER_AT / BLOCK, V::splat(ROUNDS as u128 | 1 << 8));
+                get(&blocks, 15).scatter(group.to.map(|to| to.wrapping_add(15 * BLOCK)));
+                store::<V>(&blocks, 4, group.to);
+                store::<V>(&blocks, 5, group.to);
+                store::<V>(&blocks, 6, group.to);
+                store::<V>(&blocks, 7, group.to);
+                store::<V>(&blocks, 8, group.to);
+                store::<V>(&blocks, 9, group.to);
+            } else {
+                let mut blocks = [V::zero(); BLOCKS];
+                powers::<V, false>(hash, &mut blocks);
+                set(&mut blocks, Layout::<V>::NUMBER_AT / BLOCK, V::splat(ROUNDS as u128));
+                store::<V>(&blocks, 6, group.to);
+                store::<V>(&blocks, 7, group.to);
+                store::<V>(&blocks, 8, group.to);
+            }
+        }
     }
-    Ok(())
+}
+
+/// Writes four blocks of each lane: those from `4 * index` on.
+#[inline(always)]
+unsafe fn store<V: Lanes>(blocks: &[V; BLOCKS], index: usize, to: [*mut u8; 4]) {
+    // SAFETY: as for the caller.
+    unsafe {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|at| get(blocks, 4 * index + at));
+        let at = to.map(|to| to.wrapping_add(4 * BLOCK * index));
+        let [first, second, third, fourth] = V::transpose([a, b, c, d]);
+        first.store(at[0]);
+        second.store(at[1]);
+        if V::BLOCKS == 2 {
+            let [first, second, ..] = V::transpose([c, d, c, d]);
+            first.store(at[0].add(2 * BLOCK));
+            second.store(at[1].add(2 * BLOCK));
+        } else {
+            third.store(at[2]);
+            fourth.store(at[3]);
+        }
+    }
+}
+
+/// The block at `index`.
+#[inline(always)]
+unsafe fn get<V: Lanes>(blocks: &[V; BLOCKS], index: usize) -> V {
+    match blocks.get(index) {
+        Some(block) => *block,
+        // SAFETY: as for the caller.
+        None => unsafe { V::zero() },
+    }
+}
+
+/// Sets the block at `index`.
+#[inline(always)]
+fn set<V: Lanes>(blocks: &mut [V; BLOCKS], index: usize, block: V) {
+    if let Some(place) = blocks.get_mut(index) {
+        *place = block;
+    }
 }
 
 #[inline(always)]
-unsafe fn expand_128<V: Lanes>(key: *const u8, to: *mut u8) -> usize {
+unsafe fn schedule_128<V: Lanes>(keys: [*const u8; 4], blocks: &mut [V; BLOCKS]) {
     // SAFETY: as for the caller.
     unsafe {
-        let at = |round| to.add(Layout::<V>::round(10, round));
-        let mut last = V::load_block(key);
-        last.store_block(at(0));
-        for (round, rcon) in (1..).zip(RCON) {
-            last = V::next_round_key::<true>(last, last, rcon);
-            last.store_block(at(round));
+        let mut last = V::gather(keys);
+        set(blocks, first(10), last);
+        macro_rules! rounds {
+            ($($round:literal)+) => { $(
+                last = V::next_round_key::<true>(last, last, RCON[$round - 1]);
+                set(blocks, first(10) + $round, last);
+            )+ };
         }
+        rounds!(1 2 3 4 5 6 7 8 9 10);
     }
-    10
 }
 
 /// Word by word in memory: 192 bits fit no vector of 128, and few SAs have such keys.
 #[inline(always)]
-unsafe fn expand_192<V: Lanes>(key: *const u8, to: *mut u8) -> usize {
+unsafe fn schedule_192<V: Lanes>(keys: [*const u8; 4], blocks: &mut [V; BLOCKS]) {
+    let mut words = [[0u32; 52]; 4];
     // SAFETY: as for the caller; the words 0 to 51 are the 13 round keys.
     unsafe {
-        let start = to.add(Layout::<V>::round(12, 0));
-        let word = |index: usize| start.add(4 * index).cast::<u32>();
-        core::ptr::copy_nonoverlapping(key, start, 24);
-        for (step, rcon) in (1..9).zip(RCON) {
-            let first = 6 * step;
-            // The last four words before `first`; of these the last one counts.
-            let last = V::load_block(word(first - 4).cast());
-            let mut added = [0u8; BLOCK];
-            V::next_round_key::<true>(V::zero(), last, rcon).store_block(added.as_mut_ptr());
-            let [a0, a1, a2, a3, ..] = added;
-            added.zeroize();
-            let mut sum = u32::from_ne_bytes([a0, a1, a2, a3]);
-            for index in first..(first + 6).min(52) {
-                sum ^= word(index - 6).read_unaligned();
-                word(index).write_unaligned(sum);
+        for (words, key) in words.iter_mut().zip(keys).take(V::BLOCKS) {
+            let start = words.as_mut_ptr();
+            core::ptr::copy_nonoverlapping(key, start.cast(), 24);
+            for (step, rcon) in (1..9).zip(RCON) {
+                let first = 6 * step;
+                // The last four words before `first`; of these the last one counts.
+                let last = V::load_block(start.add(first - 4).cast::<u8>().cast_const());
+                let mut added = [0u8; BLOCK];
+                V::next_round_key::<true>(V::zero(), last, rcon).store_block(added.as_mut_ptr());
+                let [a0, a1, a2, a3, ..] = added;
+                added.zeroize();
+                let mut sum = u32::from_ne_bytes([a0, a1, a2, a3]);
+                for index in first..(first + 6).min(52) {
+                    sum ^= start.add(index - 6).read();
+                    start.add(index).write(sum);
+                }
             }
         }
+        let [a, b, c, d] = &words;
+        macro_rules! rounds {
+            ($($round:literal)+) => { $(
+                let at = |words: &[u32; 52]| words.as_ptr().add(4 * $round).cast::<u8>();
+                set(blocks, first(12) + $round, V::gather([at(a), at(b), at(c), at(d)]));
+            )+ };
+        }
+        rounds!(0 1 2 3 4 5 6 7 8 9 10 11 12);
     }
-    12
+    words.zeroize();
 }
 
 #[inline(always)]
-unsafe fn expand_256<V: Lanes>(key: *const u8, to: *mut u8) -> usize {
-    // SAFETY: as for the caller.
+unsafe fn schedule_256<V: Lanes>(keys: [*const u8; 4], blocks: &mut [V; BLOCKS]) {
+    // SAFETY: as for the caller; keys of 32 bytes have a second block.
     unsafe {
-        let at = |round| to.add(Layout::<V>::round(14, round));
-        let mut even = V::load_block(key);
-        let mut odd = V::load_block(key.add(BLOCK));
-        even.store_block(at(0));
-        odd.store_block(at(1));
-        for (step, rcon) in (1..8).zip(RCON) {
-            even = V::next_round_key::<true>(even, odd, rcon);
-            even.store_block(at(2 * step));
-            if step < 7 {
-                odd = V::next_round_key::<false>(odd, even, 0);
-                odd.store_block(at(2 * step + 1));
-            }
+        let mut even = V::gather(keys);
+        let mut odd = V::gather(keys.map(|key| key.wrapping_add(BLOCK)));
+        set(blocks, first(14), even);
+        set(blocks, first(14) + 1, odd);
+        macro_rules! steps {
+            ($($step:literal)+) => { $(
+                even = V::next_round_key::<true>(even, odd, RCON[$step - 1]);
+                set(blocks, 2 * $step, even);
+                if $step < 7 {
+                    odd = V::next_round_key::<false>(odd, even, 0);
+                    set(blocks, 2 * $step + 1, odd);
+                }
+            )+ };
         }
+        steps!(1 2 3 4 5 6 7);
     }
-    14
 }
 
-/// Computes the powers of the hash key from the round keys.
+/// The hash key, by the round keys.
 #[inline(always)]
-unsafe fn powers<V: Lanes>(rounds: usize, to: *mut u8) {
+unsafe fn hash_key<V: Lanes, const ROUNDS: usize>(blocks: &[V; BLOCKS]) -> V {
     // SAFETY: as for the caller.
     unsafe {
-        let round = |round| V::broadcast(to.add(Layout::<V>::round(rounds, round)).cast_const());
-        let mut state = round(0);
-        for at in 1..rounds {
-            state = state.aesenc(round(at));
+        let mut state = get(blocks, first(ROUNDS));
+        macro_rules! rounds {
+            ($($round:literal)+) => { $(
+                if $round < ROUNDS {
+                    state = state.aesenc(get(blocks, first(ROUNDS) + $round));
+                }
+            )+ };
         }
-        let mut block = [0u8; BLOCK];
-        state.aesenclast(round(rounds)).store_block(block.as_mut_ptr());
-        let hash = u128::from_be_bytes(block);
-        // Times x^-1: all bits move up by one, and what falls out comes back as the polynomial. No branch on the key.
-        let carry = 0u128.wrapping_sub(hash >> 127);
-        let mut first = (hash << 1 ^ carry & 0xc200_0000_0000_0000_0000_0000_0000_0001).to_le_bytes();
+        rounds!(1 2 3 4 5 6 7 8 9 10 11 12 13);
+        state.aesenclast(get(blocks, first(ROUNDS) + ROUNDS)).swap_bytes()
+    }
+}
 
-        // Power n stands `n` blocks before the end.
-        let end = to.add(Layout::<V>::NUMBER_AT);
-        let h1 = V::broadcast(first.as_ptr());
-        h1.store_block(end.sub(BLOCK));
-        let mut power = h1;
-        for n in 2..=V::BLOCKS {
-            power = multiply(power, h1);
-            power.store_block(end.sub(BLOCK * n));
+/// The powers of the hash key, and the sums of halves; or the few powers.
+#[inline(always)]
+unsafe fn powers<V: Lanes, const ALL: bool>(hash: V, blocks: &mut [V; BLOCKS]) {
+    // SAFETY: as for the caller.
+    unsafe {
+        let index = |n: usize| Layout::<V>::power(n) / BLOCK;
+        set(blocks, index(1), hash.double());
+        // From the middle, so that few have to wait for each other.
+        macro_rules! powers {
+            ($($n:literal)+) => { $(
+                if $n <= Layout::<V>::POWERS && (ALL || $n <= Layout::<V>::FEW) {
+                    let half = get(blocks, index($n / 2));
+                    let power =
+                        if $n % 2 == 0 { square(half) } else { multiply(half, get(blocks, index($n - $n / 2))) };
+                    set(blocks, index($n), power);
+                }
+            )+ };
         }
-        // A whole vector of powers at a time; `power` is H^BLOCKS in all lanes.
-        let mut vector = V::load(end.sub(BLOCK * V::BLOCKS).cast_const());
-        for step in 2..=CHUNK {
-            vector = multiply(vector, power);
-            vector.store(end.sub(BLOCK * V::BLOCKS * step));
+        const { assert!(Layout::<V>::POWERS <= 19) };
+        powers!(2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19);
+        if !ALL {
+            return;
         }
-        // The rest are less than a vector: all lanes but the first.
-        let mut rest = [0u8; 4 * BLOCK];
-        multiply(vector, power).store(rest.as_mut_ptr());
-        let highest = to.add(Layout::<V>::power(Layout::<V>::POWERS));
-        core::ptr::copy_nonoverlapping(rest.as_ptr().add(BLOCK), highest, BLOCK * Layout::<V>::LEFT);
-        rest.zeroize();
-        for index in 0..CHUNK {
-            let power = to.add(Layout::<V>::power(V::BLOCKS * (CHUNK - index))).cast::<u64>();
-            let sum = power.read_unaligned() ^ power.add(1).read_unaligned();
-            to.add(Layout::<V>::HALVES_AT + 8 * index).cast::<u64>().write_unaligned(sum);
-        }
-        block.zeroize();
-        first.zeroize();
+        let sum = |at: usize| {
+            let power = get(blocks, index(V::BLOCKS * (CHUNK - at)));
+            power.xor(power.swap_halves())
+        };
+        let (low, high) = (sum(0).low_halves(sum(1)), sum(2).low_halves(sum(3)));
+        set(blocks, Layout::<V>::HALVES_AT / BLOCK, low);
+        set(blocks, Layout::<V>::HALVES_AT / BLOCK + 1, high);
     }
 }
 
@@ -363,6 +476,13 @@ impl<V: Lanes> Sum<V> {
             high.xor(middle.swap_halves()).xor(middle.clmul_low(polynomial))
         }
     }
+}
+
+/// The square of each lane: what is between the halves comes twice, and so not at all.
+#[inline(always)]
+unsafe fn square<V: Lanes>(a: V) -> V {
+    // SAFETY: the caller's.
+    unsafe { Sum { low: a.clmul_low(a), high: a.clmul_high(a), middle: V::zero() }.reduce() }
 }
 
 /// The product of each lane.

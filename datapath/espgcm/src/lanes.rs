@@ -55,6 +55,12 @@ pub(crate) unsafe trait Lanes: Copy {
     /// Zeros in lane 0.
     unsafe fn without_first(self) -> Self;
 
+    /// The 16 bytes at each pointer in the lane of its index; of pointers without a lane nothing.
+    unsafe fn gather(from: [*const u8; 4]) -> Self;
+
+    /// Writes each lane to the pointer of its index.
+    unsafe fn scatter(self, to: [*mut u8; 4]);
+
     /// The 16 bytes at `from` in every lane.
     unsafe fn broadcast(from: *const u8) -> Self;
 
@@ -88,14 +94,25 @@ pub(crate) unsafe trait Lanes: Copy {
     /// Exchanges the halves of each lane.
     unsafe fn swap_halves(self) -> Self;
 
+    /// The low half of each lane of `self`, with the low half of `other` above it.
+    unsafe fn low_halves(self, other: Self) -> Self;
+
+    /// Each lane times x in the field of GHASH, its bytes reversed: all bits one up, and what falls out comes back as the
+    /// polynomial. In constant time.
+    unsafe fn double(self) -> Self;
+
+    /// Lane n of row m becomes lane m of row n, for as many rows as there are lanes; what the other rows become is
+    /// anything.
+    unsafe fn transpose(rows: [Self; 4]) -> [Self; 4];
+
     /// Reverses the bytes of each lane.
     unsafe fn swap_bytes(self) -> Self;
 
     /// Lane 0 is the sum of all lanes; the others are anything.
     unsafe fn fold(self) -> Self;
 
-    /// Lane 0 is the round key that follows `last`, `base` being the one a key's length before it (FIPS 197 section 5.2):
-    /// every word is the sum of the words of `base` up to it and SubWord of the last word of `last`, before that
+    /// In each lane the round key that follows `last`, `base` being the one a key's length before it (FIPS 197 section
+    /// 5.2): every word is the sum of the words of `base` up to it and SubWord of the last word of `last`, before that
     /// rotated if `ROTATE`, with `rcon` added.
     unsafe fn next_round_key<const ROTATE: bool>(base: Self, last: Self, rcon: u8) -> Self;
 

@@ -40,9 +40,10 @@ mod vaes512;
 
 use core::fmt;
 
-pub use crate::key::{Key, KeyLength};
+pub use crate::key::{Key, KeyLength, SHORT};
 
 use crate::kernel::{Job, crypt};
+use crate::key::{GROUPS, Group};
 use crate::lanes::Lanes;
 #[cfg(any(test, feature = "portable"))]
 use crate::soft::Soft;
@@ -165,8 +166,24 @@ pub enum Verdict {
     Done,
     /// The tag is wrong. The text is zero.
     BadTag,
-    /// Shorter than header and tag, longer than [`LONGEST`], or its key is blank. The packet is as it was.
+    /// Shorter than header and tag, longer than [`LONGEST`] or than its key serves, or its key is blank. The packet is as it
+    /// was.
     Refused,
+}
+
+/// A key that is to be expanded.
+pub struct Wanted<'a> {
+    /// Index of its place.
+    pub place: usize,
+    /// 16, 24 or 32 bytes.
+    pub key: &'a [u8],
+}
+
+impl fmt::Debug for Wanted<'_> {
+    /// Without the key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Wanted {{ {} }}", self.place)
+    }
 }
 
 /// One packet of a batch.
@@ -205,6 +222,23 @@ impl Kernel {
         if missing.contains(&true) { Err(Lacking { level, missing }) } else { Ok(Self { level }) }
     }
 
+    /// Whether a key that this kernel expanded serves a text of so many bytes.
+    #[inline]
+    pub fn is_enough(self, key: &Key, text: usize) -> bool {
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Vaes512 => key.is_enough::<Quad>(text),
+            #[cfg(target_arch = "x86_64")]
+            Level::Vaes256 => key.is_enough::<Pair>(text),
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Vaes512 | Level::Vaes256 => false,
+            #[cfg(any(test, feature = "portable"))]
+            Level::Portable2 => key.is_enough::<Soft<2>>(text),
+            #[cfg(any(test, feature = "portable"))]
+            Level::Portable4 => key.is_enough::<Soft<4>>(text),
+        }
+    }
+
     /// What it is made of.
     pub fn level(self) -> Level {
         self.level
@@ -212,22 +246,43 @@ impl Kernel {
 
     /// Expands `key` into `into`. Whatever was there is overwritten, unless the key has a wrong length.
     pub fn expand(self, key: &[u8], into: &mut Key) -> Result<(), KeyLength> {
+        if !matches!(key.len(), 16 | 24 | 32) {
+            return Err(KeyLength(key.len()));
+        }
+        self.expand_into(core::slice::from_mut(into), &[Wanted { place: 0, key }], true);
+        Ok(())
+    }
+
+    /// Expands several keys into places of `table`, which takes much less time than one after the other. Whatever was there
+    /// is overwritten; if two want one place, the later one has it. Where a key has a wrong length the place is left blank; a
+    /// place beyond the table is no place.
+    ///
+    /// Keys that are not `whole` take less time and serve texts of at most [`SHORT`] bytes; packets with others are refused.
+    pub fn expand_into(self, table: &mut [Key], wanted: &[Wanted<'_>], whole: bool) {
+        for Wanted { place, key } in wanted {
+            if !matches!(key.len(), 16 | 24 | 32)
+                && let Some(place) = table.get_mut(*place)
+            {
+                place.wipe();
+            }
+        }
         // JUSTIFICATION: the instructions of a level may only be run where they are.
         // SAFETY: `new` saw that the processor has the instructions of `self.level`.
         unsafe {
             match self.level {
                 #[cfg(target_arch = "x86_64")]
-                Level::Vaes512 => expand_vaes512(key, into),
+                Level::Vaes512 => expand_vaes512(table, wanted, whole),
                 #[cfg(target_arch = "x86_64")]
-                Level::Vaes256 => expand_vaes256(key, into),
+                Level::Vaes256 => expand_vaes256(table, wanted, whole),
                 #[cfg(not(target_arch = "x86_64"))]
-                Level::Vaes512 | Level::Vaes256 => Err(KeyLength(key.len())),
+                Level::Vaes512 | Level::Vaes256 => {}
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => key::expand::<Soft<2>>(key, into),
+                Level::Portable2 => expand::<Soft<2>>(table, wanted, whole),
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => key::expand::<Soft<4>>(key, into),
+                Level::Portable4 => expand::<Soft<4>>(table, wanted, whole),
             }
         }
+        scrub();
     }
 
     /// Encrypts the text of every pending packet in place and writes its tag.
@@ -299,9 +354,9 @@ macro_rules! level {
         // JUSTIFICATION: `#[target_feature]` is how one binary has code for several processors.
         // SAFETY (each): the caller sees that the processor has the instructions.
         #[target_feature(enable = $features)]
-        unsafe fn $expand(key: &[u8], into: &mut Key) -> Result<(), KeyLength> {
+        unsafe fn $expand(table: &mut [Key], wanted: &[Wanted<'_>], whole: bool) {
             // SAFETY: above.
-            unsafe { key::expand::<$vector>(key, into) }
+            unsafe { expand::<$vector>(table, wanted, whole) }
         }
 
         #[target_feature(enable = $features)]
@@ -329,6 +384,61 @@ level!(
     open_vaes512
 );
 
+/// # Safety
+/// The processor has the instructions of `V`.
+#[inline(always)]
+unsafe fn expand<V: Lanes>(table: &mut [Key], wanted: &[Wanted<'_>], whole: bool) {
+    // In their order, so that the later one has a place that two want.
+    for run in wanted.chunk_by(|a, b| a.key.len() == b.key.len()) {
+        // SAFETY: the instructions are the caller's; the lengths go with the rounds.
+        unsafe {
+            match run.first().map_or(0, |wanted| wanted.key.len()) {
+                16 => together::<V, 10>(table, run, whole),
+                24 => together::<V, 12>(table, run, whole),
+                32 => together::<V, 14>(table, run, whole),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Expands keys of one length.
+///
+/// # Safety
+/// The processor has the instructions of `V`. All keys have the length that goes with the rounds.
+#[inline(always)]
+unsafe fn together<V: Lanes, const ROUNDS: usize>(table: &mut [Key], wanted: &[Wanted<'_>], whole: bool) {
+    let places = table.len();
+    let start = table.as_mut_ptr();
+    let mut wanted = wanted.iter().filter(|wanted| wanted.place < places);
+    let mut groups = [Group { keys: [core::ptr::null(); 4], to: [core::ptr::null_mut(); 4] }; GROUPS];
+    loop {
+        let mut count = 0;
+        for group in &mut groups {
+            let Some(mut last) = wanted.next() else { break };
+            count += 1;
+            for (lane, (key, to)) in group.keys.iter_mut().zip(&mut group.to).enumerate().take(V::BLOCKS) {
+                if lane > 0 {
+                    // Lanes that are left over do again what the one before them does.
+                    last = wanted.next().unwrap_or(last);
+                }
+                (*key, *to) = (last.key.as_ptr(), start.wrapping_add(last.place).cast());
+            }
+        }
+        let Some(groups) = groups.get(..count).filter(|groups| !groups.is_empty()) else { break };
+        // JUSTIFICATION: places of one table are lent one at a time only.
+        // SAFETY: the instructions are the caller's; the keys have their length, every place is within the table, which is
+        // borrowed for as long as this takes.
+        unsafe { key::expand::<V, ROUNDS>(groups, whole) };
+    }
+}
+
+/// Overwrites what the expansion left on the stack, as far as this is called from where it was (OPS-4).
+#[inline(never)]
+fn scrub() {
+    core::hint::black_box(&mut [0u8; 4096]);
+}
+
 /// The job of a packet, if its length can be one and its key is one.
 #[inline(always)]
 fn job<V: Lanes>(packet: &mut Packet<'_>) -> Option<Job> {
@@ -336,7 +446,7 @@ fn job<V: Lanes>(packet: &mut Packet<'_>) -> Option<Job> {
     let len = bytes.len();
     let text = len.checked_sub(HEADER + TAG).filter(|_| len <= LONGEST)?;
     let rounds = key.rounds::<V>();
-    if !matches!(rounds, 10 | 12 | 14) {
+    if !matches!(rounds, 10 | 12 | 14) || !key.is_enough::<V>(text) {
         return None;
     }
     let [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11] = *nonce;

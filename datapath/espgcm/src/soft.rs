@@ -127,6 +127,18 @@ unsafe impl<const N: usize> Lanes for Soft<N> {
         Self(core::array::from_fn(|lane| if lane == 0 { 0 } else { self.0[lane] }))
     }
 
+    unsafe fn gather(from: [*const u8; 4]) -> Self {
+        Self(core::array::from_fn(|lane| unsafe {
+            u128::from_le(from[lane].cast::<u128>().read_unaligned())
+        }))
+    }
+
+    unsafe fn scatter(self, to: [*mut u8; 4]) {
+        for (lane, to) in self.0.into_iter().zip(to) {
+            unsafe { to.cast::<u128>().write_unaligned(lane.to_le()) };
+        }
+    }
+
     unsafe fn broadcast(from: *const u8) -> Self {
         unsafe { Self([u128::from_le(from.cast::<u128>().read_unaligned()); N]) }
     }
@@ -174,6 +186,20 @@ unsafe impl<const N: usize> Lanes for Soft<N> {
         self.each(self, |a, _| a.rotate_left(64))
     }
 
+    unsafe fn low_halves(self, other: Self) -> Self {
+        self.each(other, |a, b| u128::from(low(a)) | u128::from(low(b)) << 64)
+    }
+
+    unsafe fn double(self) -> Self {
+        self.each(self, |a, _| {
+            a << 1 ^ if a >> 127 == 1 { 0xc200_0000_0000_0000_0000_0000_0000_0001 } else { 0 }
+        })
+    }
+
+    unsafe fn transpose(rows: [Self; 4]) -> [Self; 4] {
+        core::array::from_fn(|row| Self(core::array::from_fn(|lane| rows[lane].0[row % N])))
+    }
+
     unsafe fn swap_bytes(self) -> Self {
         self.each(self, |a, _| a.swap_bytes())
     }
@@ -183,13 +209,15 @@ unsafe impl<const N: usize> Lanes for Soft<N> {
     }
 
     unsafe fn next_round_key<const ROTATE: bool>(base: Self, last: Self, rcon: u8) -> Self {
-        let bytes = last.0[0].to_le_bytes();
-        let turn = usize::from(ROTATE);
-        let word: [u8; 4] = core::array::from_fn(|at| SBOX[usize::from(bytes[12 + (at + turn) % 4])]);
-        let word = u128::from(u32::from_le_bytes(word) ^ u32::from(rcon));
-        let base = base.0[0] ^ base.0[0] << 32;
-        let base = base ^ base << 64;
-        Self([base ^ word ^ word << 32 ^ word << 64 ^ word << 96; N])
+        base.each(last, |base, last| {
+            let bytes = last.to_le_bytes();
+            let turn = usize::from(ROTATE);
+            let word: [u8; 4] = core::array::from_fn(|at| SBOX[usize::from(bytes[12 + (at + turn) % 4])]);
+            let word = u128::from(u32::from_le_bytes(word) ^ u32::from(rcon));
+            let base = base ^ base << 32;
+            let base = base ^ base << 64;
+            base ^ word ^ word << 32 ^ word << 64 ^ word << 96
+        })
     }
 
     unsafe fn first_is_zero(self) -> bool {

@@ -93,6 +93,23 @@ unsafe impl Lanes for Pair {
     }
 
     #[inline(always)]
+    unsafe fn gather(from: [*const u8; 4]) -> Self {
+        unsafe {
+            let [a, b, _, _] = from;
+            let low = _mm256_castsi128_si256(_mm_loadu_si128(a.cast()));
+            Self(_mm256_inserti128_si256::<1>(low, _mm_loadu_si128(b.cast())))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scatter(self, to: [*mut u8; 4]) {
+        unsafe {
+            _mm_storeu_si128(to[0].cast(), _mm256_castsi256_si128(self.0));
+            _mm_storeu_si128(to[1].cast(), _mm256_extracti128_si256::<1>(self.0));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn broadcast(from: *const u8) -> Self {
         unsafe { Self(_mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()))) }
     }
@@ -148,6 +165,33 @@ unsafe impl Lanes for Pair {
     }
 
     #[inline(always)]
+    unsafe fn low_halves(self, other: Self) -> Self {
+        unsafe { Self(_mm256_unpacklo_epi64(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn double(self) -> Self {
+        unsafe {
+            let carries = _mm256_slli_si256::<8>(_mm256_srli_epi64::<63>(self.0));
+            let moved = _mm256_or_si256(_mm256_slli_epi64::<1>(self.0), carries);
+            let top = _mm256_srai_epi32::<31>(_mm256_shuffle_epi32::<0xff>(self.0));
+            let polynomial = _mm_set_epi64x(0xc200_0000_0000_0000_u64.cast_signed(), 1);
+            let back = _mm256_and_si256(top, _mm256_broadcastsi128_si256(polynomial));
+            Self(_mm256_xor_si256(moved, back))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self; 4]) -> [Self; 4] {
+        unsafe {
+            let [a, b, ..] = rows;
+            let first = Self(_mm256_permute2x128_si256::<0x20>(a.0, b.0));
+            let second = Self(_mm256_permute2x128_si256::<0x31>(a.0, b.0));
+            [first, second, second, second]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn swap_bytes(self) -> Self {
         unsafe {
             let order = _mm_set_epi64x(0x0001_0203_0405_0607, 0x0809_0a0b_0c0d_0e0f);
@@ -166,14 +210,13 @@ unsafe impl Lanes for Pair {
     #[inline(always)]
     unsafe fn next_round_key<const ROTATE: bool>(base: Self, last: Self, rcon: u8) -> Self {
         unsafe {
-            let (base, last) = (_mm256_castsi256_si128(base.0), _mm256_castsi256_si128(last.0));
             // The last word in every column, which makes ShiftRows no change.
             let order = if ROTATE { 0x0c0f_0e0d } else { 0x0f0e_0d0c };
-            let last = _mm_shuffle_epi8(last, _mm_set1_epi32(order));
-            let word = _mm_aesenclast_si128(last, _mm_set1_epi32(i32::from(rcon)));
-            let base = _mm_xor_si128(base, _mm_slli_si128::<4>(base));
-            let base = _mm_xor_si128(base, _mm_slli_si128::<8>(base));
-            Self(_mm256_castsi128_si256(_mm_xor_si128(base, word)))
+            let last = _mm256_shuffle_epi8(last.0, _mm256_set1_epi32(order));
+            let word = _mm256_aesenclast_epi128(last, _mm256_set1_epi32(i32::from(rcon)));
+            let base = _mm256_xor_si256(base.0, _mm256_slli_si256::<4>(base.0));
+            let base = _mm256_xor_si256(base, _mm256_slli_si256::<8>(base));
+            Self(_mm256_xor_si256(base, word))
         }
     }
 

@@ -84,6 +84,26 @@ unsafe impl Lanes for Quad {
     }
 
     #[inline(always)]
+    unsafe fn gather(from: [*const u8; 4]) -> Self {
+        unsafe {
+            let [a, b, c, d] = from.map(|from| _mm_loadu_si128(from.cast()));
+            let low = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(a), b);
+            let high = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(c), d);
+            Self(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scatter(self, to: [*mut u8; 4]) {
+        unsafe {
+            _mm_storeu_si128(to[0].cast(), _mm512_castsi512_si128(self.0));
+            _mm_storeu_si128(to[1].cast(), _mm512_extracti32x4_epi32::<1>(self.0));
+            _mm_storeu_si128(to[2].cast(), _mm512_extracti32x4_epi32::<2>(self.0));
+            _mm_storeu_si128(to[3].cast(), _mm512_extracti32x4_epi32::<3>(self.0));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn broadcast(from: *const u8) -> Self {
         unsafe { Self(_mm512_broadcast_i32x4(_mm_loadu_si128(from.cast()))) }
     }
@@ -139,6 +159,40 @@ unsafe impl Lanes for Quad {
     }
 
     #[inline(always)]
+    unsafe fn low_halves(self, other: Self) -> Self {
+        unsafe { Self(_mm512_unpacklo_epi64(self.0, other.0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn double(self) -> Self {
+        unsafe {
+            let carries = _mm512_bslli_epi128::<8>(_mm512_srli_epi64::<63>(self.0));
+            let moved = _mm512_or_si512(_mm512_slli_epi64::<1>(self.0), carries);
+            let top = _mm512_srai_epi32::<31>(_mm512_shuffle_epi32::<0xff>(self.0));
+            let polynomial = _mm_set_epi64x(0xc200_0000_0000_0000_u64.cast_signed(), 1);
+            let back = _mm512_and_si512(top, _mm512_broadcast_i32x4(polynomial));
+            Self(_mm512_xor_si512(moved, back))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self; 4]) -> [Self; 4] {
+        unsafe {
+            let [a, b, c, d] = rows;
+            // Lanes 0 and 1 of two rows, and lanes 2 and 3.
+            let [ab, cd] = [(a, b), (c, d)].map(|(a, b)| {
+                (_mm512_shuffle_i64x2::<0x44>(a.0, b.0), _mm512_shuffle_i64x2::<0xee>(a.0, b.0))
+            });
+            [
+                Self(_mm512_shuffle_i64x2::<0x88>(ab.0, cd.0)),
+                Self(_mm512_shuffle_i64x2::<0xdd>(ab.0, cd.0)),
+                Self(_mm512_shuffle_i64x2::<0x88>(ab.1, cd.1)),
+                Self(_mm512_shuffle_i64x2::<0xdd>(ab.1, cd.1)),
+            ]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn swap_bytes(self) -> Self {
         unsafe {
             let order = _mm_set_epi64x(0x0001_0203_0405_0607, 0x0809_0a0b_0c0d_0e0f);
@@ -159,14 +213,13 @@ unsafe impl Lanes for Quad {
     #[inline(always)]
     unsafe fn next_round_key<const ROTATE: bool>(base: Self, last: Self, rcon: u8) -> Self {
         unsafe {
-            let (base, last) = (_mm512_castsi512_si128(base.0), _mm512_castsi512_si128(last.0));
             // The last word in every column, which makes ShiftRows no change.
             let order = if ROTATE { 0x0c0f_0e0d } else { 0x0f0e_0d0c };
-            let last = _mm_shuffle_epi8(last, _mm_set1_epi32(order));
-            let word = _mm_aesenclast_si128(last, _mm_set1_epi32(i32::from(rcon)));
-            let base = _mm_xor_si128(base, _mm_slli_si128::<4>(base));
-            let base = _mm_xor_si128(base, _mm_slli_si128::<8>(base));
-            Self(_mm512_castsi128_si512(_mm_xor_si128(base, word)))
+            let last = _mm512_shuffle_epi8(last.0, _mm512_set1_epi32(order));
+            let word = _mm512_aesenclast_epi128(last, _mm512_set1_epi32(i32::from(rcon)));
+            let base = _mm512_xor_si512(base.0, _mm512_bslli_epi128::<4>(base.0));
+            let base = _mm512_xor_si512(base, _mm512_bslli_epi128::<8>(base));
+            Self(_mm512_xor_si512(base, word))
         }
     }
 

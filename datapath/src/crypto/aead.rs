@@ -11,7 +11,7 @@ use postern_contract::sa::Encryption;
 use ring::aead::{
     AES_128_GCM, AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
 };
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::cache::{KeyCache, Serial};
 
@@ -82,9 +82,9 @@ impl AeadKey {
         self.gmac
     }
 
-    /// The key of AES-GCM that encrypts, for a vector kernel: AES's key and the salt.
+    /// The key of AES-GCM that encrypts, for a vector kernel.
     #[inline]
-    pub(super) fn gcm(&self) -> Option<(&[u8], [u8; 4])> {
+    pub(super) fn gcm(&self) -> Option<Gcm<'_>> {
         let len = match self.transform {
             _ if self.gmac => return None,
             Transform::Aes128Gcm => 16,
@@ -92,27 +92,108 @@ impl AeadKey {
             Transform::Aes256Gcm => 32,
             Transform::ChaCha20Poly1305 => return None,
         };
-        Some((self.key.get(..len)?, *self.salt))
+        Some(Gcm { serial: self.serial, key: self.key.get(..len)?, salt: *self.salt })
     }
 
     /// Makes the key ready for a run of packets. `None` when ring refuses the key, which it does for its length alone.
     #[inline]
     pub(super) fn expand<'a>(&self, keys: &'a mut KeyCache<LessSafeKey>) -> Option<Aead<'a>> {
         let cipher = match self.transform {
-            Transform::Aes128Gcm => Cipher::Ring(keys.get(self.serial, |to| self.ring(&AES_128_GCM, to))?),
-            Transform::Aes256Gcm => Cipher::Ring(keys.get(self.serial, |to| self.ring(&AES_256_GCM, to))?),
-            Transform::ChaCha20Poly1305 => {
-                Cipher::Ring(keys.get(self.serial, |to| self.ring(&CHACHA20_POLY1305, to))?)
-            }
+            Transform::Aes128Gcm => ring(keys, self.serial, &AES_128_GCM, &*self.key)?,
+            Transform::Aes256Gcm => ring(keys, self.serial, &AES_256_GCM, &*self.key)?,
+            Transform::ChaCha20Poly1305 => ring(keys, self.serial, &CHACHA20_POLY1305, &*self.key)?,
             Transform::Aes192Gcm => Cipher::Aes192(Aes192Gcm::new(self.key.first_chunk::<24>()?.into())),
         };
         Some(Aead { cipher, salt: *self.salt })
     }
+}
 
-    fn ring(&self, algorithm: &'static Algorithm, to: &mut LessSafeKey) -> Option<()> {
-        let key = self.key.get(..algorithm.key_len())?;
-        *to = LessSafeKey::new(UnboundKey::new(algorithm, key).ok()?);
+/// ring's cipher of a key, which begins with as many bytes as the algorithm has.
+#[inline]
+fn ring<'a>(
+    keys: &'a mut KeyCache<LessSafeKey>,
+    serial: Serial,
+    algorithm: &'static Algorithm,
+    key: &[u8],
+) -> Option<Cipher<'a>> {
+    let expand = |to: &mut LessSafeKey| {
+        *to = LessSafeKey::new(UnboundKey::new(algorithm, key.get(..algorithm.key_len())?).ok()?);
         Some(())
+    };
+    keys.get(serial, expand).map(Cipher::Ring)
+}
+
+/// What a vector kernel needs of a key.
+#[derive(Clone, Copy)]
+pub(super) struct Gcm<'a> {
+    /// Names the key.
+    pub(super) serial: Serial,
+    /// AES's key.
+    pub(super) key: &'a [u8],
+    pub(super) salt: [u8; 4],
+}
+
+/// A copy of the key of AES-128-GCM, by far the most common one, small enough to lie beside what else its packets need;
+/// or nothing yet. Made and overwritten in place, so that no move leaves a copy behind (OPS-4).
+#[repr(C)]
+pub struct ShortKey {
+    /// A [`Serial`], in halves so that 28 bytes are enough.
+    serial: [u32; 2],
+    key: [u8; 16],
+    salt: [u8; 4],
+}
+
+impl ShortKey {
+    /// Nothing yet.
+    pub const VACANT: Self = Self { serial: [0; 2], key: [0; 16], salt: [0; 4] };
+
+    /// Becomes the same key, with the same name, if it is one of AES-128-GCM.
+    pub(super) fn copy_from(&mut self, other: &AeadKey) {
+        if let Some(Gcm { serial, key, salt }) = other.gcm()
+            && key.len() == self.key.len()
+        {
+            self.key.copy_from_slice(key);
+            self.salt = salt;
+            self.serial = serial.halves();
+        } else {
+            self.vacate();
+        }
+    }
+
+    /// Overwrites it.
+    pub fn vacate(&mut self) {
+        self.serial = [0; 2];
+        self.key.zeroize();
+        self.salt.zeroize();
+    }
+
+    /// Whether there is nothing.
+    #[inline]
+    pub fn is_vacant(&self) -> bool {
+        self.serial == [0; 2]
+    }
+
+    #[inline]
+    pub(super) fn gcm(&self) -> Gcm<'_> {
+        Gcm { serial: Serial::of_halves(self.serial), key: &self.key, salt: self.salt }
+    }
+
+    /// As [`AeadKey::expand`].
+    pub(super) fn expand<'a>(&self, keys: &'a mut KeyCache<LessSafeKey>) -> Option<Aead<'a>> {
+        let cipher = ring(keys, Serial::of_halves(self.serial), &AES_128_GCM, &self.key)?;
+        Some(Aead { cipher, salt: self.salt })
+    }
+}
+
+impl Drop for ShortKey {
+    fn drop(&mut self) {
+        self.vacate();
+    }
+}
+
+impl core::fmt::Debug for ShortKey {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("ShortKey(..)")
     }
 }
 

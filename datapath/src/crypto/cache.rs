@@ -8,6 +8,10 @@
 //! that is gone, but never of another one. The cache is set-associative. In a set the oldest entry makes room, so that
 //! a hit writes nothing.
 //!
+//! Where keys are needed by batches ([`KeyCache::claim`]), only some of those that are missing are kept, by chance: the
+//! others are expanded into a small room for passing keys, which the next batch needs again. What is needed often comes to
+//! stay; where there are far more keys than places, memory is not written that only a later key would overwrite.
+//!
 //! All memory is taken in [`KeyCache::new`]. What is forgotten, makes room or is dropped is overwritten: with zeros, or
 //! with the schedule of a key of zeros (OPS-4).
 
@@ -22,13 +26,28 @@ use crate::prefetch;
 /// Entries of a set: their serials are half a cache line.
 const WAYS: usize = 4;
 
+/// One of 2 to this power of the missing keys of batches is kept.
+const KEPT: u32 = 4;
+
 /// Tells expanded keys apart; no two keys of the process have the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Serial(u64);
 
 impl Serial {
-    /// Of an entry that holds no key.
+    /// Of what is no key.
     const NONE: Self = Self(0);
+
+    /// In two halves.
+    pub(super) fn halves(self) -> [u32; 2] {
+        let low = u32::try_from(self.0 & u64::from(u32::MAX)).unwrap_or_default();
+        [u32::try_from(self.0 >> 32).unwrap_or_default(), low]
+    }
+
+    /// Of its halves.
+    #[inline]
+    pub(super) fn of_halves([high, low]: [u32; 2]) -> Self {
+        Self(u64::from(high) << 32 | u64::from(low))
+    }
 
     /// One that was never given before. At a key a nanosecond the 64 bits last for 584 years.
     pub(super) fn next() -> Self {
@@ -47,9 +66,6 @@ pub(super) trait Expanded: Sized {
 
     /// The same before another key is expanded in its place: what that does not overwrite by itself.
     fn make_room(&mut self, blank: &Self);
-
-    /// Asks for the memory of what packets need first.
-    fn prefetch(&self);
 }
 
 impl Expanded for LessSafeKey {
@@ -69,10 +85,6 @@ impl Expanded for LessSafeKey {
     fn make_room(&mut self, blank: &Self) {
         self.wipe(blank);
     }
-
-    fn prefetch(&self) {
-        prefetch::object(self);
-    }
 }
 
 impl Expanded for Key {
@@ -84,12 +96,9 @@ impl Expanded for Key {
         self.wipe();
     }
 
-    /// Expanding writes all of a key.
-    fn make_room(&mut self, _: &Self) {}
-
-    #[inline]
-    fn prefetch(&self) {
-        Self::prefetch(self);
+    /// Expanding overwrites all of a key. Until then it is none that is enough for anything.
+    fn make_room(&mut self, _: &Self) {
+        self.retire();
     }
 }
 
@@ -99,8 +108,14 @@ pub(super) struct KeyCache<K: Expanded> {
     sets: Box<[Set]>,
     /// By set: the entry that makes room next.
     oldest: Box<[u8]>,
-    /// The entries of the first set, of the second, and so on.
+    /// The entries of the first set, of the second, and so on; behind them those of passing keys.
     keys: Box<[K]>,
+    /// Of the passing keys.
+    passing: Box<[Serial]>,
+    /// Passing keys of this batch.
+    passed: usize,
+    /// Of chance.
+    dice: u64,
     /// What is written over keys.
     blank: K,
 }
@@ -110,11 +125,11 @@ pub(super) struct KeyCache<K: Expanded> {
 struct Set([Serial; WAYS]);
 
 impl<K: Expanded> KeyCache<K> {
-    /// With room for at least `slots` keys. `None` when there is no blank key.
-    pub(super) fn new(slots: usize) -> Option<Self> {
+    /// With room for at least `slots` keys, and `passing` more of a batch. `None` when there is no blank key.
+    pub(super) fn new(slots: usize, passing: usize) -> Option<Self> {
         let sets = slots.div_ceil(WAYS).next_power_of_two();
-        let mut keys = prefetch::table(sets * WAYS);
-        for _ in 0..sets * WAYS {
+        let mut keys = prefetch::table(sets * WAYS + passing);
+        for _ in 0..sets * WAYS + passing {
             keys.push(K::blank()?);
         }
         let mut serials = prefetch::table(sets);
@@ -123,6 +138,9 @@ impl<K: Expanded> KeyCache<K> {
             sets: serials.into(),
             oldest: vec![0; sets].into(),
             keys: keys.into(),
+            passing: vec![Serial::NONE; passing].into(),
+            passed: 0,
+            dice: 1,
             blank: K::blank()?,
         })
     }
@@ -130,44 +148,62 @@ impl<K: Expanded> KeyCache<K> {
     /// The key of `serial`, expanded by `expand` if it is not here. `None` when that fails.
     #[inline]
     pub(super) fn get(&mut self, serial: Serial, expand: impl FnOnce(&mut K) -> Option<()>) -> Option<&K> {
-        let slot = self.slot(serial, expand)?;
+        let slot = match self.find(serial) {
+            Some(slot) => slot,
+            None => self.admit(serial, expand)?,
+        };
         self.keys.get(slot)
     }
 
-    /// Where the key of `serial` stands, expanded by `expand` if it was not here: for [`Self::at`].
+    /// Where the key of `serial` stands, and whether it is there and `enough`; if not, the place is its own now and whatever
+    /// is there has to be overwritten with it before any key is asked for.
     #[inline]
-    pub(super) fn slot(
-        &mut self,
-        serial: Serial,
-        expand: impl FnOnce(&mut K) -> Option<()>,
-    ) -> Option<usize> {
+    pub(super) fn claim(&mut self, serial: Serial, enough: impl FnOnce(&K) -> bool) -> Option<(usize, bool)> {
         match self.find(serial) {
-            Some(slot) => Some(slot),
-            None => self.admit(serial, expand),
+            Some(slot) => Some((slot, self.keys.get(slot).is_some_and(enough))),
+            None if self.is_full(serial) && let Some(slot) = self.pass(serial) => Some((slot, false)),
+            None => Some((self.evict(serial)?, false)),
         }
+    }
+
+    /// From now on the passing keys make room for others.
+    #[inline]
+    pub(super) fn next_batch(&mut self) {
+        self.passed = 0;
+    }
+
+    /// Whether the set of `serial` has no empty entry.
+    fn is_full(&self, serial: Serial) -> bool {
+        self.sets.get(self.set_of(serial)).is_some_and(|set| !set.0.contains(&Serial::NONE))
+    }
+
+    /// A place among the passing keys, unless there is none left, or the key is one to be kept.
+    #[inline]
+    fn pass(&mut self, serial: Serial) -> Option<usize> {
+        // Knuth's generator; the high bits are the good ones.
+        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        if self.dice >> (64 - KEPT) == 0 {
+            return None;
+        }
+        let place = self.passing.get_mut(self.passed)?;
+        *place = serial;
+        self.passed += 1;
+        Some(self.sets.len() * WAYS + self.passed - 1)
+    }
+
+    /// All places, for what was claimed.
+    pub(super) fn places(&mut self) -> &mut [K] {
+        &mut self.keys
     }
 
     /// The key in `slot`, if it still is that of `serial`: another one may have needed the place since.
     #[inline]
     pub(super) fn at(&self, slot: usize, serial: Serial) -> Option<&K> {
-        let there = self.sets.get(slot / WAYS)?.0.get(slot % WAYS)?;
+        let there = match self.sets.get(slot / WAYS) {
+            Some(set) => set.0.get(slot % WAYS)?,
+            None => self.passing.get(slot - self.sets.len() * WAYS)?,
+        };
         if *there == serial { self.keys.get(slot) } else { None }
-    }
-
-    /// Asks for the memory that tells where the key of `serial` is.
-    #[inline]
-    pub(super) fn prefetch_place(&self, serial: Serial) {
-        if let Some(set) = self.sets.get(self.set_of(serial)) {
-            prefetch::object(set);
-        }
-    }
-
-    /// Asks for the memory of the key of `serial`, if it is here.
-    #[inline]
-    pub(super) fn prefetch(&self, serial: Serial) {
-        if let Some(key) = self.find(serial).and_then(|slot| self.keys.get(slot)) {
-            key.prefetch();
-        }
     }
 
     /// Wipes the key of `serial`, if it is here.
@@ -177,6 +213,16 @@ impl<K: Expanded> KeyCache<K> {
             if let Some(key) = self.keys.get_mut(slot) {
                 key.wipe(&self.blank);
             }
+        }
+        self.forget_passing(|there| there == serial);
+    }
+
+    /// Wipes passing keys.
+    fn forget_passing(&mut self, which: impl Fn(Serial) -> bool) {
+        let keys = self.keys.iter_mut().skip(self.sets.len() * WAYS);
+        for (there, key) in self.passing.iter_mut().zip(keys).filter(|(there, _)| which(**there)) {
+            *there = Serial::NONE;
+            key.wipe(&self.blank);
         }
     }
 
@@ -192,11 +238,13 @@ impl<K: Expanded> KeyCache<K> {
                 }
             }
         }
+        self.forget_passing(|there| there != Serial::NONE);
     }
 
     /// Number of keys.
     pub(super) fn len(&self) -> usize {
-        self.sets.iter().flat_map(|set| &set.0).filter(|serial| **serial != Serial::NONE).count()
+        let kept = self.sets.iter().flat_map(|set| &set.0);
+        kept.chain(&self.passing).filter(|serial| **serial != Serial::NONE).count()
     }
 
     fn set_of(&self, serial: Serial) -> usize {
@@ -214,21 +262,36 @@ impl<K: Expanded> KeyCache<K> {
     /// Expands a key in the place of the oldest of its set.
     #[cold]
     fn admit(&mut self, serial: Serial, expand: impl FnOnce(&mut K) -> Option<()>) -> Option<usize> {
-        let set = self.set_of(serial);
-        let oldest = self.oldest.get_mut(set)?;
-        let slot = set * WAYS + usize::from(*oldest) % WAYS;
-        *oldest = oldest.wrapping_add(1);
-        self.set_serial(slot, Serial::NONE);
+        let slot = self.evict(serial)?;
         let place = self.keys.get_mut(slot)?;
-        place.make_room(&self.blank);
         if expand(place).is_none() {
             place.wipe(&self.blank);
+            self.set_serial(slot, Serial::NONE);
             return None;
         }
-        self.set_serial(slot, serial);
         Some(slot)
     }
 
+    /// Gives an empty place of a set to `serial`, or that of the oldest.
+    #[inline]
+    fn evict(&mut self, serial: Serial) -> Option<usize> {
+        let set = self.set_of(serial);
+        let way = match self.sets.get(set)?.0.iter().position(|there| *there == Serial::NONE) {
+            Some(empty) => empty,
+            None => {
+                let oldest = self.oldest.get_mut(set)?;
+                let way = usize::from(*oldest) % WAYS;
+                *oldest = oldest.wrapping_add(1);
+                way
+            }
+        };
+        let slot = set * WAYS + way;
+        self.set_serial(slot, serial);
+        self.keys.get_mut(slot)?.make_room(&self.blank);
+        Some(slot)
+    }
+
+    #[inline]
     fn set_serial(&mut self, slot: usize, serial: Serial) {
         let set = self.sets.get_mut(slot / WAYS);
         if let Some(place) = set.and_then(|set| set.0.get_mut(slot % WAYS)) {
@@ -289,7 +352,7 @@ mod tests {
     /// The schedule that is written over the others is the longest.
     #[test]
     fn ops_4_blank_covers_every_key() {
-        let cache = KeyCache::<LessSafeKey>::new(1).unwrap();
+        let cache = KeyCache::<LessSafeKey>::new(1, 0).unwrap();
         assert_eq!(cache.blank.algorithm().key_len(), 32);
         assert_eq!(size_of::<LessSafeKey>(), 544, "the figure in the module's doc");
         assert_eq!(blanks(&cache), WAYS);
@@ -304,7 +367,7 @@ mod tests {
     /// A hit expands nothing; the fifth key of a set takes the place of the first, which is gone then.
     #[test]
     fn ops_4_eviction() {
-        let mut cache = KeyCache::new(WAYS).unwrap();
+        let mut cache = KeyCache::new(WAYS, 0).unwrap();
         let get = |cache: &mut KeyCache<LessSafeKey>, number| {
             let mut expanded = false;
             let expand = |place: &mut LessSafeKey| {
@@ -329,7 +392,7 @@ mod tests {
     /// OPS-4: what is forgotten is overwritten, and nothing else is.
     #[test]
     fn ops_4_forget() {
-        let mut cache = KeyCache::new(64).unwrap();
+        let mut cache = KeyCache::new(64, 0).unwrap();
         for number in 1..=32 {
             cache.get(Serial(number), put(number)).unwrap();
         }
@@ -345,7 +408,7 @@ mod tests {
     /// A key that cannot be expanded leaves everything as it was.
     #[test]
     fn nothing_is_admitted_for_no_key() {
-        let mut cache = KeyCache::new(WAYS).unwrap();
+        let mut cache = KeyCache::new(WAYS, 0).unwrap();
         assert!(cache.get(Serial(1), |_| None).is_none());
         assert_eq!(blanks(&cache), WAYS);
         assert!(cache.get(Serial(1), put(1)).is_some());
@@ -359,7 +422,7 @@ mod tests {
             slots in 1usize..20,
             steps in prop::collection::vec((1u64..100, prop::bool::weighted(0.2)), 1..200),
         ) {
-            let mut cache = KeyCache::new(slots).unwrap();
+            let mut cache = KeyCache::new(slots, 0).unwrap();
             for (number, forget) in steps {
                 if forget && number % 8 == 0 {
                     cache.forget_all();

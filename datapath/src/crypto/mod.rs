@@ -47,13 +47,14 @@ use postern_contract::settings::Backend;
 use postern_espgcm::Kernel;
 use ring::aead::LessSafeKey;
 
+pub use self::aead::ShortKey;
 pub use self::ah::AhKey;
 pub use self::cache::Serial;
 pub use self::check::{fingerprint, key_check, window_name};
 pub use self::selftest::{EngineError, SelfTestError};
 pub use self::sequence::{ReserveError, Reserved, SequenceCounter};
 
-use self::aead::{Aead, AeadKey, TAG};
+use self::aead::{Aead, AeadKey, Gcm, TAG};
 use self::cache::KeyCache;
 use self::cbc::{BLOCK, CbcKey, Decryptor, Encryptor};
 use self::mac::MacKey;
@@ -74,6 +75,11 @@ pub struct Layout {
     pub icv_len: u8,
     /// Payload, padding and trailer together are a multiple of this (RFC 4303 section 2.4): 4, or the cipher's block.
     pub block: u8,
+}
+
+impl Layout {
+    /// Of AES-GCM (RFC 4106), ChaCha20-Poly1305 (RFC 7634) and GMAC (RFC 4543).
+    const GCM: Self = Self { iv_len: 8, icv_len: 16, block: 4 };
 }
 
 /// The key of one ESP SA, which is one direction.
@@ -99,7 +105,7 @@ const RING_SLOTS: usize = 4096;
 /// One packet to seal.
 pub struct SealOp<'a> {
     /// The SA's key.
-    pub key: &'a EspKey,
+    pub key: KeyRef<'a>,
     /// The packet's number. Its low half is written to the header.
     pub sequence: Reserved,
     /// Whether the SA has extended sequence numbers.
@@ -123,7 +129,7 @@ pub enum SealOutcome {
 /// One packet to open.
 pub struct OpenOp<'a> {
     /// The SA's key.
-    pub key: &'a EspKey,
+    pub key: KeyRef<'a>,
     /// The full number: the packet's with the recovered high half (RFC 4303 appendix A2).
     pub sequence: u64,
     /// Whether the SA has extended sequence numbers.
@@ -184,9 +190,63 @@ impl EspKey {
     /// What the suite adds to a packet.
     pub fn layout(&self) -> Layout {
         match &self.0 {
-            Kind::Aead(_) => Layout { iv_len: 8, icv_len: 16, block: 4 },
+            Kind::Aead(_) => Layout::GCM,
             Kind::Cbc(keys) => Layout { iv_len: 16, icv_len: keys.1.icv_len(), block: 16 },
             Kind::Null(mac) => Layout { iv_len: 0, icv_len: mac.icv_len(), block: 4 },
+        }
+    }
+}
+
+/// An SA's key, wherever it is.
+#[derive(Clone, Copy, Debug)]
+pub enum KeyRef<'a> {
+    /// As the SA was given it.
+    Whole(&'a EspKey),
+    /// A copy, which is not vacant.
+    Short(&'a ShortKey),
+}
+
+impl<'a> From<&'a EspKey> for KeyRef<'a> {
+    fn from(key: &'a EspKey) -> Self {
+        Self::Whole(key)
+    }
+}
+
+impl<'a> KeyRef<'a> {
+    /// What the suite adds to a packet.
+    pub fn layout(self) -> Layout {
+        match self {
+            Self::Whole(key) => key.layout(),
+            Self::Short(_) => Layout::GCM,
+        }
+    }
+
+    /// Whether both are the same place.
+    fn is(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Whole(a), Self::Whole(b)) => core::ptr::eq(a, b),
+            (Self::Short(a), Self::Short(b)) => core::ptr::eq(a, b),
+            _ => false,
+        }
+    }
+
+    /// What a vector kernel needs; `None` if it is no key of AES-GCM that encrypts.
+    #[inline]
+    fn gcm(self) -> Option<Gcm<'a>> {
+        match self {
+            Self::Short(key) => Some(key.gcm()),
+            Self::Whole(EspKey(Kind::Aead(key))) => key.gcm(),
+            Self::Whole(_) => None,
+        }
+    }
+}
+
+impl ShortKey {
+    /// Becomes a copy of `key`, if that is one of AES-128-GCM, and vacant if not.
+    pub fn copy(&mut self, key: &EspKey) {
+        match &key.0 {
+            Kind::Aead(key) => self.copy_from(key),
+            Kind::Cbc(_) | Kind::Null(_) => self.vacate(),
         }
     }
 }
@@ -248,7 +308,7 @@ impl Engine {
 
     /// Without a kernel; not tested yet.
     fn ring(slots: usize) -> Result<Self, SelfTestError> {
-        let keys = KeyCache::new(slots.min(RING_SLOTS)).ok_or(SelfTestError::no_keys())?;
+        let keys = KeyCache::new(slots.min(RING_SLOTS), 0).ok_or(SelfTestError::no_keys())?;
         Ok(Self { vector: None, keys })
     }
 
@@ -273,22 +333,6 @@ impl Engine {
         }
     }
 
-    /// Asks for the memory that tells where a key stands expanded; later, [`Self::prefetch`] asks for the key.
-    #[inline]
-    pub fn prefetch_place(&self, key: &EspKey) {
-        if let Some(vector) = &self.vector {
-            vector.prefetch_place(key);
-        }
-    }
-
-    /// Asks for the memory of an expanded key.
-    #[inline]
-    pub fn prefetch(&self, key: &EspKey) {
-        if let Some(vector) = &self.vector {
-            vector.prefetch(key);
-        }
-    }
-
     /// Number of keys that are expanded now.
     pub fn expanded(&self) -> usize {
         self.keys.len() + self.vector.as_ref().map_or(0, Vector::expanded)
@@ -301,8 +345,8 @@ impl Engine {
             seal_runs(&mut self.keys, &mut ops, &mut outcomes);
             return outcomes;
         };
-        for part in ops.chunk_by_mut(|a, b| vector::serves(a.key) == vector::serves(b.key)) {
-            if part.first().is_some_and(|op| vector::serves(op.key)) {
+        for part in ops.chunk_by_mut(|a, b| a.key.gcm().is_some() == b.key.gcm().is_some()) {
+            if part.first().is_some_and(|op| op.key.gcm().is_some()) {
                 vector.seal(part, &mut outcomes);
             } else {
                 seal_runs(keys, part, &mut outcomes);
@@ -317,8 +361,8 @@ impl Engine {
             open_runs(&mut self.keys, ops);
             return;
         };
-        for part in ops.chunk_by_mut(|a, b| vector::serves(a.key) == vector::serves(b.key)) {
-            if part.first().is_some_and(|op| vector::serves(op.key)) {
+        for part in ops.chunk_by_mut(|a, b| a.key.gcm().is_some() == b.key.gcm().is_some()) {
+            if part.first().is_some_and(|op| op.key.gcm().is_some()) {
                 vector.open(part);
             } else {
                 open_runs(keys, part);
@@ -333,7 +377,7 @@ fn seal_runs<const N: usize>(
     ops: &mut [SealOp<'_>],
     outcomes: &mut ArrayVec<SealOutcome, N>,
 ) {
-    for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
+    for run in ops.chunk_by_mut(|a, b| a.key.is(b.key)) {
         let ready = run.first().and_then(|op| ready_to_seal(op.key, keys));
         if let Some(Ready::Cbc(cipher, mac)) = &ready
             && run.len() > 1
@@ -353,7 +397,7 @@ fn seal_runs<const N: usize>(
 
 /// Opens pending packets one by one, with each run's key made ready once.
 fn open_runs(keys: &mut KeyCache<LessSafeKey>, ops: &mut [OpenOp<'_>]) {
-    for run in ops.chunk_by_mut(|a, b| core::ptr::eq(a.key, b.key)) {
+    for run in ops.chunk_by_mut(|a, b| a.key.is(b.key)) {
         let ready = run.first().and_then(|op| ready_to_open(op.key, keys));
         for op in run.iter_mut().filter(|op| op.outcome == Outcome::Pending) {
             op.outcome = match &ready {
@@ -373,8 +417,12 @@ enum Ready<'a, C> {
     Null(&'a MacKey),
 }
 
-fn ready_to_seal<'a>(key: &'a EspKey, keys: &'a mut KeyCache<LessSafeKey>) -> Option<Ready<'a, Encryptor>> {
-    Some(match &key.0 {
+fn ready_to_seal<'a>(key: KeyRef<'a>, keys: &'a mut KeyCache<LessSafeKey>) -> Option<Ready<'a, Encryptor>> {
+    let kind = match key {
+        KeyRef::Short(key) => return key.expand(keys).map(Ready::Aead),
+        KeyRef::Whole(EspKey(kind)) => kind,
+    };
+    Some(match kind {
         Kind::Aead(key) if key.is_gmac() => Ready::Gmac(key.expand(keys)?),
         Kind::Aead(key) => Ready::Aead(key.expand(keys)?),
         Kind::Cbc(keys) => Ready::Cbc(keys.0.encryptor(), &keys.1),
@@ -382,8 +430,12 @@ fn ready_to_seal<'a>(key: &'a EspKey, keys: &'a mut KeyCache<LessSafeKey>) -> Op
     })
 }
 
-fn ready_to_open<'a>(key: &'a EspKey, keys: &'a mut KeyCache<LessSafeKey>) -> Option<Ready<'a, Decryptor>> {
-    Some(match &key.0 {
+fn ready_to_open<'a>(key: KeyRef<'a>, keys: &'a mut KeyCache<LessSafeKey>) -> Option<Ready<'a, Decryptor>> {
+    let kind = match key {
+        KeyRef::Short(key) => return key.expand(keys).map(Ready::Aead),
+        KeyRef::Whole(EspKey(kind)) => kind,
+    };
+    Some(match kind {
         Kind::Aead(key) if key.is_gmac() => Ready::Gmac(key.expand(keys)?),
         Kind::Aead(key) => Ready::Aead(key.expand(keys)?),
         Kind::Cbc(keys) => Ready::Cbc(keys.0.decryptor(), &keys.1),

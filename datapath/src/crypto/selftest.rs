@@ -161,14 +161,20 @@ fn passes(
 
     let sequence = SequenceCounter::new(SEQUENCE, u64::MAX, true).reserve().ok()?;
     let mut batch: ArrayVec<SealOp<'_>, 1> = ArrayVec::new();
-    batch.push(SealOp { key: &key, sequence, esn: true, packet: &mut packet });
+    batch.push(SealOp { key: (&key).into(), sequence, esn: true, packet: &mut packet });
     (engine.seal(batch).first() == Some(&SealOutcome::Sealed)).then_some(())?;
     let icv = packet.get(packet.len().checked_sub(layout.icv_len.into())?..)?.first_chunk::<12>()?;
     (answer.to_be_bytes().last_chunk() == Some(icv)).then_some(())?;
 
     let mut forged = packet.clone();
     *forged.get_mut(ESP_HEADER + usize::from(layout.iv_len))? ^= 0x80;
-    let op = |packet| OpenOp { key: &key, sequence: SEQUENCE, esn: true, packet, outcome: Outcome::Pending };
+    let op = |packet| OpenOp {
+        key: (&key).into(),
+        sequence: SEQUENCE,
+        esn: true,
+        packet,
+        outcome: Outcome::Pending,
+    };
     let mut batch = [op(&mut forged), op(&mut packet)];
     engine.open(&mut batch);
     let [forgery, genuine] = batch;

@@ -7,6 +7,7 @@ mod vectors;
 
 use postern_contract::sa::Integrity;
 use postern_contract::secret::Secret;
+use proptest::prelude::*;
 
 use super::selftest::{ANSWERS, suite};
 use super::*;
@@ -38,7 +39,7 @@ fn seal(key: &EspKey, sequence: u64, esn: bool, text: &[u8]) -> (SealOutcome, Ve
     packet.extend(text);
     packet.extend(vec![0xa5; icv_len.into()]);
     let mut batch: ArrayVec<SealOp<'_>, 1> = ArrayVec::new();
-    batch.push(SealOp { key, sequence: reserve(sequence), esn, packet: &mut packet });
+    batch.push(SealOp { key: key.into(), sequence: reserve(sequence), esn, packet: &mut packet });
     let outcome = engine().seal(batch).pop().expect("an outcome");
     (outcome, packet)
 }
@@ -46,14 +47,15 @@ fn seal(key: &EspKey, sequence: u64, esn: bool, text: &[u8]) -> (SealOutcome, Ve
 /// Opens `packet` and gives it back with the outcome.
 fn open(key: &EspKey, sequence: u64, esn: bool, packet: &[u8]) -> (Outcome, Vec<u8>) {
     let mut packet = packet.to_vec();
-    let mut batch = [OpenOp { key, sequence, esn, packet: &mut packet, outcome: Outcome::Pending }];
+    let mut batch =
+        [OpenOp { key: key.into(), sequence, esn, packet: &mut packet, outcome: Outcome::Pending }];
     engine().open(&mut batch);
     (batch[0].outcome, packet)
 }
 
 /// Payload, padding and trailer of an open packet.
-fn text<'p>(key: &EspKey, packet: &'p [u8]) -> &'p [u8] {
-    let Layout { iv_len, icv_len, .. } = key.layout();
+fn text<'k, 'p>(key: impl Into<KeyRef<'k>>, packet: &'p [u8]) -> &'p [u8] {
+    let Layout { iv_len, icv_len, .. } = key.into().layout();
     &packet[ESP_HEADER + usize::from(iv_len)..packet.len() - usize::from(icv_len)]
 }
 
@@ -124,10 +126,15 @@ fn ops_4_nothing_secret_is_formatted() {
     ] {
         let key = EspKey::new(&esp).unwrap();
         let mut packet = [0xab; 64];
-        let op = SealOp { key: &key, sequence: reserve(5), esn: false, packet: &mut packet };
+        let op = SealOp { key: (&key).into(), sequence: reserve(5), esn: false, packet: &mut packet };
         shown.push(format!("{esp:?} {esp:#?} {key:?} {key:#?} {op:?} {op:#?}"));
-        let op =
-            OpenOp { key: &key, sequence: 5, esn: false, packet: &mut packet, outcome: Outcome::Pending };
+        let op = OpenOp {
+            key: (&key).into(),
+            sequence: 5,
+            esn: false,
+            packet: &mut packet,
+            outcome: Outcome::Pending,
+        };
         shown.push(format!("{op:?} {op:#?}"));
     }
     for ah in [
@@ -162,7 +169,7 @@ fn outcomes_stay_with_their_operations() {
     packets[7].pop();
     let mut ops: ArrayVec<SealOp<'_>, 64> = ArrayVec::new();
     for ((at, packet), sequence) in order.iter().zip(&mut packets).zip(1..) {
-        ops.push(SealOp { key: &keys[*at], sequence: reserve(sequence), esn: true, packet });
+        ops.push(SealOp { key: (&keys[*at]).into(), sequence: reserve(sequence), esn: true, packet });
     }
     let outcomes = engine().seal(ops);
     assert_eq!(outcomes.len(), 64);
@@ -177,7 +184,7 @@ fn outcomes_stay_with_their_operations() {
         .zip(&mut packets)
         .zip(1..)
         .map(|((at, packet), sequence)| OpenOp {
-            key: &keys[*at],
+            key: (&keys[*at]).into(),
             sequence,
             esn: true,
             packet,
@@ -227,7 +234,7 @@ fn dp_3_cbc_together_as_one_by_one() {
             packets[1].pop();
             let mut ops: ArrayVec<SealOp<'_>, 40> = ArrayVec::new();
             for (packet, n) in packets.iter_mut().zip(1..) {
-                ops.push(SealOp { key: &key, sequence: reserve(n << 30), esn: true, packet });
+                ops.push(SealOp { key: (&key).into(), sequence: reserve(n << 30), esn: true, packet });
             }
             let outcomes = engine().seal(ops);
             for (n, outcome) in outcomes.iter().enumerate() {
@@ -275,7 +282,7 @@ fn dp_3_backends_agree() {
             let mut packets: Vec<Vec<u8>> = texts.iter().map(fields).collect();
             let mut ops: ArrayVec<SealOp<'_>, 40> = ArrayVec::new();
             for ((key, packet), n) in keys.iter().zip(&mut packets).zip(1..) {
-                ops.push(SealOp { key, sequence: reserve(n << 31), esn: n % 2 == 0, packet });
+                ops.push(SealOp { key: key.into(), sequence: reserve(n << 31), esn: n % 2 == 0, packet });
             }
             let outcomes = Engine::select(*sealing, 4).unwrap().seal(ops);
             assert!(outcomes.iter().all(|outcome| *outcome == SealOutcome::Sealed));
@@ -283,7 +290,7 @@ fn dp_3_backends_agree() {
             let mut ops: Vec<OpenOp<'_>> = Vec::new();
             for ((key, packet), n) in keys.iter().zip(&mut packets).zip(1..) {
                 let (sequence, esn) = (n << 31, n % 2 == 0);
-                ops.push(OpenOp { key, sequence, esn, packet, outcome: Outcome::Pending });
+                ops.push(OpenOp { key: key.into(), sequence, esn, packet, outcome: Outcome::Pending });
             }
             Engine::select(*opening, 4).unwrap().open(&mut ops);
             for (n, op) in ops.iter().enumerate() {
@@ -308,5 +315,89 @@ fn dp_3_choice_of_backend() {
                 assert!(text.contains("the processor lacks") && text.contains(backend.name()), "{text}");
             }
         }
+    }
+}
+
+/// DP-3: a copy of a key seals and opens as the key does, whatever serves it; only keys of AES-128-GCM are copied.
+#[test]
+fn dp_3_a_copy_of_a_key_is_the_key() {
+    let mut copied = Vec::new();
+    for (name, suite) in suites() {
+        let key = EspKey::new(&suite).unwrap();
+        let mut copy = ShortKey::VACANT;
+        copy.copy(&key);
+        if copy.is_vacant() {
+            continue;
+        }
+        copied.push((suite.encryption, suite.encryption_key.expose().len()));
+        let plain = bytes(68);
+        let (_, sealed) = seal(&key, 9, true, &plain);
+        for mut engine in [engine(), Engine::select(Backend::Ring, 1).unwrap()] {
+            let mut packet = sealed.clone();
+            let op = |packet| OpenOp {
+                key: KeyRef::Short(&copy),
+                sequence: 9,
+                esn: true,
+                packet,
+                outcome: Outcome::Pending,
+            };
+            let mut ops = [op(&mut packet)];
+            engine.open(&mut ops);
+            assert_eq!(ops[0].outcome, Outcome::Opened, "{name}");
+            assert_eq!(text(ops[0].key, ops[0].packet), plain, "{name}");
+            let mut ops = ArrayVec::<_, 1>::new();
+            let sequence = reserve(9);
+            ops.push(SealOp { key: KeyRef::Short(&copy), sequence, esn: true, packet: &mut packet });
+            assert_eq!(engine.seal(ops).as_slice(), [SealOutcome::Sealed]);
+            assert_eq!(packet, sealed, "{name}");
+        }
+        copy.vacate();
+        assert!(copy.is_vacant());
+    }
+    assert_eq!(copied, [(Encryption::AesGcm16, 20)]);
+}
+
+proptest! {
+    /// DP-3: whatever keys come one behind the other, for texts short and long, with however little room for what is
+    /// expanded of them: each packet is sealed with its own key.
+    #[test]
+    fn dp_3_keys_are_never_mistaken(
+        slots in 1_usize..6,
+        batches in prop::collection::vec(
+            prop::collection::vec((0_u8..40, prop::sample::select(vec![4_usize, 68, 96, 100, 132, 1424])), 1..64),
+            1..6,
+        ),
+    ) {
+        let keys: Vec<EspKey> = (0..40)
+            .map(|seed: u8| {
+                let len = [20, 20, 36, 28][usize::from(seed % 4)];
+                let encryption_key = Secret::new(vec![seed; len]);
+                let integrity_key = Secret::empty();
+                let (encryption, integrity) = (Encryption::AesGcm16, Integrity::None);
+                EspKey::new(&Suite { encryption, encryption_key, integrity, integrity_key }).unwrap()
+            })
+            .collect();
+        let mut engine = Engine::select(crate::testbed::backend(), slots).unwrap();
+        let mut other = Engine::select(Backend::Ring, 4).unwrap();
+        let mut sequence = 0;
+        for batch in batches {
+            let packet = |len: usize| [vec![1; ESP_HEADER + 8], bytes(len), vec![0; 16]].concat();
+            let mut ours: Vec<Vec<u8>> = batch.iter().map(|(_, len)| packet(*len)).collect();
+            let mut theirs = ours.clone();
+            for (engine, packets) in [(&mut engine, &mut ours), (&mut other, &mut theirs)] {
+                let mut ops = ArrayVec::<SealOp<'_>, 64>::new();
+                for (((key, _), packet), number) in batch.iter().zip(packets).zip(1..) {
+                    let key = (&keys[usize::from(*key)]).into();
+                    ops.push(SealOp { key, sequence: reserve(sequence + number), esn: true, packet });
+                }
+                prop_assert!(engine.seal(ops).iter().all(|outcome| *outcome == SealOutcome::Sealed));
+            }
+            prop_assert_eq!(&ours, &theirs);
+            sequence += 64;
+        }
+        for key in &keys {
+            engine.forget(key.serial().unwrap());
+        }
+        prop_assert_eq!(engine.expanded(), 0);
     }
 }

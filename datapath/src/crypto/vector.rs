@@ -1,19 +1,26 @@
 //! AES-GCM by our own kernels (the crate `postern-espgcm`), with the packets of many SAs in one call.
 //!
-//! A batch is served in groups: first the keys of all packets of a group are found or expanded, then the kernel gets the
-//! group. A key whose place another one of the same group needed meanwhile (five in one set of the cache) is expanded
-//! again, for its packets alone.
+//! A batch is served in groups: first the keys of all packets of a group are found, and those that were not there expanded
+//! together; then the kernel gets the group. A key whose place another one of the same group needed meanwhile (five in one
+//! set of the cache) is expanded again, for its packets alone.
+//!
+//! Expanding a key together with others costs about what it takes to fetch an expanded one from memory, so few are
+//! kept: as many as the second-level cache has room for. What a packet costs is then the same with a million SAs as with some
+//! thousands, and a thousandth of the memory.
 
 use arrayvec::ArrayVec;
 use postern_contract::settings::Backend;
-use postern_espgcm::{Aad, Kernel, Key, Level, Packet, Verdict};
+use postern_espgcm::{Aad, Kernel, Key, Level, Packet, SHORT, Verdict, Wanted};
 
-use super::aead::AeadKey;
+use super::aead::Gcm;
 use super::cache::KeyCache;
-use super::{ESP_HEADER, Kind, Layout, OpenOp, Outcome, SealOp, SealOutcome, TRAILER, sequence};
+use super::{ESP_HEADER, Layout, OpenOp, Outcome, SealOp, SealOutcome, TRAILER, sequence};
 
 /// Packets that a kernel gets at once.
 const GROUP: usize = 32;
+
+/// Expanded keys that are kept: 640 KiB.
+const SLOTS: usize = 1024;
 
 /// A kernel that this processor can run, and what is expanded of its keys.
 pub(super) struct Vector {
@@ -33,16 +40,17 @@ pub(super) fn levels(backend: Backend) -> &'static [Level] {
 
 /// What both directions know of a packet before the kernel gets it.
 trait Operation {
-    fn key(&self) -> Option<&AeadKey>;
+    fn key(&self) -> Option<Gcm<'_>>;
     /// The high half of an extended number.
     fn high(&self) -> Option<u32>;
     fn packet(&mut self) -> &mut [u8];
+    fn len(&self) -> usize;
 }
 
 impl Operation for SealOp<'_> {
     #[inline]
-    fn key(&self) -> Option<&AeadKey> {
-        aead(&self.key.0)
+    fn key(&self) -> Option<Gcm<'_>> {
+        self.key.gcm()
     }
 
     #[inline]
@@ -54,12 +62,17 @@ impl Operation for SealOp<'_> {
     fn packet(&mut self) -> &mut [u8] {
         self.packet
     }
+
+    #[inline]
+    fn len(&self) -> usize {
+        self.packet.len()
+    }
 }
 
 impl Operation for OpenOp<'_> {
     #[inline]
-    fn key(&self) -> Option<&AeadKey> {
-        aead(&self.key.0)
+    fn key(&self) -> Option<Gcm<'_>> {
+        self.key.gcm()
     }
 
     #[inline]
@@ -71,25 +84,16 @@ impl Operation for OpenOp<'_> {
     fn packet(&mut self) -> &mut [u8] {
         self.packet
     }
-}
 
-#[inline]
-fn aead(kind: &Kind) -> Option<&AeadKey> {
-    match kind {
-        Kind::Aead(key) if !key.is_gmac() && key.gcm().is_some() => Some(key),
-        _ => None,
+    #[inline]
+    fn len(&self) -> usize {
+        self.packet.len()
     }
-}
-
-/// Whether the kernels serve the key.
-#[inline]
-pub(super) fn serves(key: &super::EspKey) -> bool {
-    aead(&key.0).is_some()
 }
 
 impl Vector {
     pub(super) fn new(kernel: Kernel, slots: usize) -> Option<Self> {
-        Some(Self { kernel, keys: KeyCache::new(slots)? })
+        Some(Self { kernel, keys: KeyCache::new(slots.min(SLOTS), GROUP)? })
     }
 
     pub(super) fn name(&self) -> &'static str {
@@ -104,27 +108,11 @@ impl Vector {
         self.keys.forget_all();
     }
 
-    /// Asks for the memory that tells where the expanded key is, if the kernels serve it.
-    #[inline]
-    pub(super) fn prefetch_place(&self, key: &super::EspKey) {
-        if let Some(key) = aead(&key.0) {
-            self.keys.prefetch_place(key.serial());
-        }
-    }
-
-    /// Asks for the memory of the expanded key, if it is expanded.
-    #[inline]
-    pub(super) fn prefetch(&self, key: &super::EspKey) {
-        if let Some(key) = aead(&key.0) {
-            self.keys.prefetch(key.serial());
-        }
-    }
-
     pub(super) fn expanded(&self) -> usize {
         self.keys.len()
     }
 
-    /// Seals packets whose keys it [`serves`]; the outcomes are in the same order.
+    /// Seals packets with keys of AES-GCM; the outcomes are in the same order.
     pub(super) fn seal<const N: usize>(
         &mut self,
         ops: &mut [SealOp<'_>],
@@ -150,7 +138,7 @@ impl Vector {
         }
     }
 
-    /// Opens the pending ones of packets whose keys it [`serves`].
+    /// Opens the pending ones of packets with keys of AES-GCM.
     pub(super) fn open(&mut self, ops: &mut [OpenOp<'_>]) {
         for pending in
             ops.chunk_by_mut(|a, b| (a.outcome == Outcome::Pending) == (b.outcome == Outcome::Pending))
@@ -171,6 +159,43 @@ impl Vector {
         }
     }
 
+    /// Where the keys of a group stand expanded; those that were not are now.
+    #[inline]
+    fn find<O: Operation>(&mut self, group: &[O]) -> ArrayVec<Option<usize>, GROUP> {
+        let mut slots = ArrayVec::new();
+        let kernel = self.kernel;
+        self.keys.next_batch();
+        let mut wanted: ArrayVec<Wanted<'_>, GROUP> = ArrayVec::new();
+        // Packets of one SA often come one behind the other.
+        let mut last = None;
+        let mut whole = false;
+        for op in group {
+            let Some(Gcm { serial, key, salt: _ }) = op.key() else {
+                slots.push(None);
+                continue;
+            };
+            let text = op.len().saturating_sub(Layout::AROUND);
+            whole |= text > SHORT;
+            if let Some((same, slot, longest)) = last
+                && same == serial
+                && text <= longest
+            {
+                slots.push(Some(slot));
+                continue;
+            }
+            let claimed = self.keys.claim(serial, |there| kernel.is_enough(there, text));
+            if let Some((place, false)) = claimed {
+                wanted.push(Wanted { place, key });
+            }
+            last = claimed.map(|(slot, _)| (serial, slot, text.max(SHORT)));
+            slots.push(claimed.map(|(slot, _)| slot));
+        }
+        if !wanted.is_empty() {
+            kernel.expand_into(self.keys.places(), &wanted, whole);
+        }
+        slots
+    }
+
     /// Gives a group to the kernel. The verdicts are in the same order; a packet of a wrong length stays `Pending`.
     #[inline]
     fn run<O: Operation>(
@@ -180,17 +205,14 @@ impl Vector {
         mut call: impl FnMut(Kernel, &mut [Packet<'_>]),
     ) -> ArrayVec<Verdict, GROUP> {
         let kernel = self.kernel;
-        let mut slots: ArrayVec<Option<usize>, GROUP> = ArrayVec::new();
-        for op in group.iter() {
-            slots.push(op.key().and_then(|key| find(&mut self.keys, kernel, key)));
-        }
+        let slots = self.find(group);
         let mut verdicts: ArrayVec<Verdict, GROUP> = ArrayVec::new();
         let mut packets: ArrayVec<Packet<'_>, GROUP> = ArrayVec::new();
         let mut evicted = false;
         for (op, slot) in group.iter_mut().zip(&slots) {
             let found = op.key().and_then(|key| {
-                let expanded = self.keys.at((*slot)?, key.serial());
-                Some((expanded, key.gcm()?.1))
+                let expanded = self.keys.at((*slot)?, key.serial);
+                Some((expanded, key.salt))
             });
             let high = op.high();
             let verdict = match found {
@@ -232,8 +254,9 @@ impl Vector {
         {
             *verdict = Verdict::Refused;
             let found = op.key().and_then(|key| {
-                let slot = find(&mut self.keys, self.kernel, key)?;
-                Some((self.keys.at(slot, key.serial())?, key.gcm()?.1))
+                let kernel = self.kernel;
+                let expand = |place: &mut Key| kernel.expand(key.key, place).ok();
+                Some((self.keys.get(key.serial, expand)?, key.salt))
             });
             let high = op.high();
             if let Some((key, salt)) = found
@@ -247,12 +270,6 @@ impl Vector {
             }
         }
     }
-}
-
-/// Where a key stands expanded.
-#[inline]
-fn find(keys: &mut KeyCache<Key>, kernel: Kernel, key: &AeadKey) -> Option<usize> {
-    keys.slot(key.serial(), |place| kernel.expand(key.gcm()?.0, place).ok())
 }
 
 /// A packet as the kernel takes it. RFC 4106 section 4: the nonce is the salt followed by the IV.
@@ -269,15 +286,15 @@ fn packet<'p>(key: &'p Key, salt: [u8; 4], high: Option<u32>, bytes: &'p mut [u8
 
 impl Layout {
     /// Bytes around the text of AES-GCM.
-    const GCM: usize = ESP_HEADER + 8 + 16;
+    const AROUND: usize = ESP_HEADER + 8 + 16;
 
     /// Whether a packet of AES-GCM has a length that can be sealed.
     fn sealable(len: usize) -> bool {
-        len.checked_sub(Self::GCM).is_some_and(|text| text >= TRAILER && text % 4 == 0)
+        len.checked_sub(Self::AROUND).is_some_and(|text| text >= TRAILER && text % 4 == 0)
     }
 
     /// Whether a packet of AES-GCM has a length that can be opened.
     fn openable(len: usize) -> bool {
-        len >= Self::GCM + TRAILER
+        len >= Self::AROUND + TRAILER
     }
 }

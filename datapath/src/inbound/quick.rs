@@ -22,9 +22,7 @@ use crate::fanout::{self, Incoming};
 use crate::fib::PortIndex;
 use crate::frame::{BATCH, Frame};
 use crate::header;
-use crate::prefetch;
 use crate::relay;
-use crate::sad::config::SaKey;
 use crate::sad::replay::Newest;
 
 /// Bytes of headers up to the sequence number: Ethernet, IPv4, ESP.
@@ -261,19 +259,16 @@ fn translations(core: &Core, batch: &mut QuickBatch) {
 
 /// As the stage of the same name.
 fn precheck(core: &Core, batch: &mut QuickBatch) {
-    let several = warm(core, batch);
+    warm(core, batch);
     for Packet { head, fate, place, sequence, .. } in &mut batch.packets {
         if *fate != Fate::Open {
             continue;
         }
-        let Some(state) = core.inbound.get(*place).filter(|state| state.expected.usable && !state.stopped)
+        let Some(state) = core.inbound.get(*place).filter(|state| state.expected.usable() && !state.stopped)
         else {
             *fate = Fate::Long;
             continue;
         };
-        if several && let SaKey::Esp(key) = &state.config.key {
-            core.crypto.prefetch(key);
-        }
         *sequence = state.window.recover(head.sequence);
         if let Err(error) = state.window.precheck(*sequence) {
             *fate = Fate::Drop(replay_reason(error));
@@ -281,29 +276,16 @@ fn precheck(core: &Core, batch: &mut QuickBatch) {
     }
 }
 
-/// Asks for all that the batch's SAs will be asked, one thing of all of them after the other. Says whether they are
-/// several; a single one is in the cache.
-fn warm(core: &Core, batch: &QuickBatch) -> bool {
-    let mut places =
-        batch.packets.iter().filter(|packet| packet.fate == Fate::Open).map(|packet| packet.place);
-    let first = places.next();
-    if places.all(|place| Some(place) == first) {
-        return false;
+/// Asks for what the batch's SAs have elsewhere, if they are several; a single one is in the cache.
+fn warm(core: &Core, batch: &QuickBatch) {
+    let ours = || batch.packets.iter().filter(|packet| packet.fate == Fate::Open).map(|packet| packet.place);
+    let first = ours().next();
+    if ours().all(|place| Some(place) == first) {
+        return;
     }
-    let states = || {
-        let ours = batch.packets.iter().filter(|packet| packet.fate == Fate::Open);
-        ours.filter_map(|packet| core.inbound.get(packet.place))
-    };
-    for state in states() {
-        prefetch::object(&state.config.key);
+    for state in ours().filter_map(|place| core.inbound.get(place)) {
         state.window.prefetch();
     }
-    for state in states() {
-        if let SaKey::Esp(key) = &state.config.key {
-            core.crypto.prefetch_place(key);
-        }
-    }
-    true
 }
 
 /// As the stage of the same name; an outcome for each packet that is opened.
@@ -319,11 +301,11 @@ fn open(core: &mut Core, batch: &mut QuickBatch) -> ArrayVec<Outcome, BATCH> {
             *fate = Fate::Long;
             continue;
         };
-        let SaKey::Esp(key) = &state.config.key else {
+        let Some(key) = state.esp_key() else {
             *fate = Fate::Long;
             continue;
         };
-        let (sequence, esn) = (*sequence, state.expected.esn);
+        let (sequence, esn) = (*sequence, state.expected.esn());
         ops.push(OpenOp { key, sequence, esn, packet, outcome: Outcome::Pending });
     }
     crypto.open(&mut ops);
@@ -435,8 +417,8 @@ fn accept(core: &mut Core, head: &Head, sa: u32, sequence: u64) -> Result<(), Dr
     state.last_used = now;
     let expected = &state.expected;
     if newest
-        && expected.follow
-        && expected.encapsulated == head.encapsulated()
+        && expected.follow()
+        && expected.encapsulated() == head.encapsulated()
         && (expected.peer != head.source || state.peer_port != head.port)
     {
         follow(core, sa, std::net::Ipv4Addr::from_bits(head.source).into(), head.port);
@@ -674,7 +656,7 @@ mod tests {
         esp::Header { spi: Spi(0x1001), sequence: 0 }.emit(&mut packet[at..]).unwrap();
         let mut ops = ArrayVec::<_, 1>::new();
         let sequence = sequence.reserve().unwrap();
-        ops.push(SealOp { key: &key, sequence, esn: true, packet: &mut packet[at..] });
+        ops.push(SealOp { key: (&key).into(), sequence, esn: true, packet: &mut packet[at..] });
         assert_eq!(engine.seal(ops).as_slice(), [SealOutcome::Sealed]);
         if encap {
             let length = u16::try_from(len - ip4::MIN_LEN).unwrap();

@@ -25,10 +25,8 @@ use crate::fib::{PortIndex, Route};
 use crate::flows::Key;
 use crate::frame::{BATCH, Frame};
 use crate::header;
-use crate::prefetch;
-use crate::sad::config::SaKey;
 use crate::sad::lookup::Handle;
-use crate::sad::runtime::{HEAD, NO_LINK};
+use crate::sad::runtime::{HEAD, NO_LINK, Varying};
 use crate::spd::{Spd, Verdict};
 
 /// Bytes of headers with the ports: Ethernet, IPv4, ports.
@@ -214,32 +212,11 @@ fn leave(core: &mut Core, long: &mut OutboundBatch, frame: Frame, port: PortInde
     }
 }
 
-/// Finds the SAs, and asks for the memory of what is asked of them.
+/// Finds the SAs, and asks for their memory.
 fn select(core: &mut Core, batch: &mut QuickBatch) {
-    let mut several = false;
-    let mut before = None;
     for Packet { frame, usual, sa, .. } in &mut batch.packets {
         *sa = find(core, frame, usual.key).unwrap_or(NO_LINK);
         core.outbound.prefetch(*sa);
-        several |= before.is_some_and(|before| before != *sa);
-        before = Some(*sa);
-    }
-    // A single one is in the cache.
-    if several {
-        let states = || batch.packets.iter().filter_map(|packet| core.outbound.get(packet.sa));
-        for state in states() {
-            prefetch::object(&state.config.key);
-        }
-        for state in states() {
-            if let SaKey::Esp(key) = &state.config.key {
-                core.crypto.prefetch_place(key);
-            }
-        }
-        for state in states() {
-            if let SaKey::Esp(key) = &state.config.key {
-                core.crypto.prefetch(key);
-            }
-        }
     }
 }
 
@@ -273,7 +250,7 @@ fn encap(core: &mut Core, packet: &mut Packet) -> Option<Reserved> {
     let state = outbound.get_mut(*sa)?;
     let template = &mut state.template;
     // So far from all its limits that no packet of this batch comes near.
-    let far = state.sequence.remaining() > RESERVE_LOW && !state.stopped && template.usable;
+    let far = state.sequence.remaining() > RESERVE_LOW && !state.stopped && template.usable();
     let peer = template.peer();
     let exit = if far { fib.exit_of(&mut template.exit, peer) } else { None };
     let exit = exit.filter(|exit| exit.ethernet)?;
@@ -281,7 +258,7 @@ fn encap(core: &mut Core, packet: &mut Packet) -> Option<Reserved> {
     let pad = (total + esp::TRAILER_LEN).wrapping_neg() & usize::from(template.block_mask);
     let trailer = pad + esp::TRAILER_LEN;
     let back = trailer + usize::from(template.icv_len);
-    let front = usize::from(template.at) + esp::HEADER_LEN + usize::from(template.iv_len);
+    let front = usize::from(template.at()) + esp::HEADER_LEN + usize::from(template.iv_len);
     let outer = front + total + back;
     if outer > usize::from(exit.mtu.min(template.mtu)) || back > frame.tailroom() {
         return None;
@@ -310,38 +287,19 @@ fn encap(core: &mut Core, packet: &mut Packet) -> Option<Reserved> {
         && let Some(head) = rest.first_chunk_mut::<HEAD>()
     {
         *link = exit.link;
-        // What is written behind the SPI is the place of number and IV: see `Template`.
-        *head = template.head;
         let dont_fragment = match template.df {
             DfPolicy::Copy => usual.dont_fragment,
             DfPolicy::Set => true,
             DfPolicy::Clear => false,
         };
-        // RFC 6864: an atomic datagram's ID has no meaning; others need one that does not come back soon.
         let [.., n0, n1] = number.low().to_be_bytes();
-        let (id, flags): (u16, u16) =
-            if dont_fragment { (0, 0x4000) } else { (u16::from_be_bytes([n0, n1]), 0) };
-        let tos = usual.tos & template.tos.0 | template.tos.1;
-        let outer = u16::try_from(outer).unwrap_or_default();
-        let varying = u64::from(tos) + u64::from(outer) + u64::from(id) + u64::from(flags);
-        let check = checksum::finish(u64::from(template.sum) + varying);
-        let [_, tos_at, l0, l1, i0, i1, f0, f1, _, _, c0, c1, rest @ ..] = head;
-        *tos_at = tos;
-        [*l0, *l1] = outer.to_be_bytes();
-        [*i0, *i1] = id.to_be_bytes();
-        [*f0, *f1] = flags.to_be_bytes();
-        [*c0, *c1] = check.to_be_bytes();
-        if usize::from(template.at) > ip4::MIN_LEN {
-            let [.., u0, u1, _, _, _, _, _, _] = rest;
-            [*u0, *u1] = (outer - IP).to_be_bytes();
-        }
+        let (id, total) = (u16::from_be_bytes([n0, n1]), u16::try_from(outer).unwrap_or_default());
+        // What is written behind the SPI is the place of number and IV: see `Template`.
+        template.write(head, Varying { tos: usual.tos, dont_fragment, id, total });
     }
-    (*out, *at) = (exit.tell(resolver, *now), LINK + u16::from(template.at));
+    (*out, *at) = (exit.tell(resolver, *now), LINK + template.at());
     Some(number)
 }
-
-#[expect(clippy::cast_possible_truncation, reason = "20 fits")]
-const IP: u16 = ip4::MIN_LEN as u16;
 
 /// Encrypts and authenticates the packets that have a number, with those numbers; the outcomes are in the same order.
 fn seal(
@@ -355,7 +313,8 @@ fn seal(
     for (Packet { frame, sa, at, .. }, sequence) in ready.zip(numbers) {
         let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
         let state = outbound.get(*sa);
-        let Some((SaKey::Esp(key), esn)) = state.map(|state| (&state.config.key, state.template.esn)) else {
+        let key = state.and_then(|state| Some((state.esp_key()?, state.template.esn())));
+        let Some((key, esn)) = key else {
             // Not reached: each packet got its number from such an SA.
             continue;
         };

@@ -9,8 +9,6 @@
 //!
 //! No call can panic, whatever its arguments are.
 
-use core::slice;
-
 use crate::prefetch;
 
 /// Why a sequence number is refused.
@@ -31,40 +29,26 @@ pub struct Newest(pub bool);
 
 /// The window: the highest number accepted and one bit for each of the `size` numbers up to it.
 ///
-/// The bits are a ring in which the bit of number `n` is at `n` modulo the ring's length (a power of two of at least
-/// `size`), so sliding the window clears bits and moves none. 64 bits are kept inline, more on the heap.
+/// The bits are a ring of words in which the bit of number `n` is at `n` modulo the ring's bits (a power of two of at
+/// least `size`), so sliding the window clears bits and moves none. The word in which the highest number is stands here;
+/// the others, if there are any, on the heap, where 63 of 64 packets that come in order have nothing to look for.
 #[derive(Clone, Debug)]
 pub struct ReplayWindow {
     top: u64,
-    bits: Bits,
+    /// The ring's word at the index of `top`.
+    word: u64,
+    /// All words but that one, whose place is not looked at. `None` of a ring of one word.
+    others: Option<Box<Words>>,
     size: u16,
     esn: bool,
 }
 
+/// Their number is a power of two.
+#[derive(Clone, Debug)]
+struct Words(Box<[u64]>);
+
 // Part of what every inbound packet touches.
 const _: () = assert!(size_of::<ReplayWindow>() == 32);
-
-#[derive(Clone, Debug)]
-enum Bits {
-    Inline(u64),
-    Heap(Box<[u64]>),
-}
-
-impl Bits {
-    fn words(&self) -> &[u64] {
-        match self {
-            Self::Inline(word) => slice::from_ref(word),
-            Self::Heap(words) => words,
-        }
-    }
-
-    fn words_mut(&mut self) -> &mut [u64] {
-        match self {
-            Self::Inline(word) => slice::from_mut(word),
-            Self::Heap(words) => words,
-        }
-    }
-}
 
 impl ReplayWindow {
     /// A window of `size` numbers (64 to 4096 by the contract; any value works) of which `top` is the highest one
@@ -76,13 +60,9 @@ impl ReplayWindow {
     /// With `size` 0 no number is refused. RFC 4303 section 3.3.3 advises against ESN then, because the high half
     /// still has to be followed; it is, with the number nearest to `top`.
     pub fn new(size: u16, top: u64, esn: bool) -> Self {
-        let bits = if size <= 64 {
-            Bits::Inline(u64::MAX)
-        } else {
-            let words = usize::from(size).div_ceil(64).next_power_of_two();
-            Bits::Heap(vec![u64::MAX; words].into_boxed_slice())
-        };
-        Self { top, bits, size, esn }
+        let words = usize::from(size).div_ceil(64).next_power_of_two();
+        let others = (words > 1).then(|| Box::new(Words(vec![u64::MAX; words].into())));
+        Self { top, word: u64::MAX, others, size, esn }
     }
 
     /// The highest number accepted.
@@ -95,13 +75,13 @@ impl ReplayWindow {
         self.size
     }
 
-    /// Asks for the memory of the bits around the highest number.
+    /// Asks for the memory of the other words when the next number is in one of them.
     #[inline]
     pub fn prefetch(&self) {
-        if let Bits::Heap(words) = &self.bits
-            && let Some(word) = words.get(word_index(self.top, words.len()))
+        if self.top % 64 == 63
+            && let Some(others) = &self.others
         {
-            prefetch::object(word);
+            prefetch::object(&**others);
         }
     }
 
@@ -142,10 +122,19 @@ impl ReplayWindow {
         if self.top - seq >= u64::from(self.size) {
             return Err(ReplayError::TooOld);
         }
-        let words = self.bits.words();
-        match words.get(word_index(seq, words.len())) {
-            Some(word) if word & bit(seq) == 0 => Ok(()),
-            _ => Err(ReplayError::Duplicate),
+        if self.word_of(seq) & bit(seq) == 0 { Ok(()) } else { Err(ReplayError::Duplicate) }
+    }
+
+    /// The word with the bit of `seq`.
+    #[inline]
+    fn word_of(&self, seq: u64) -> u64 {
+        if seq / 64 == self.top / 64 { self.word } else { self.other_word(seq) }
+    }
+
+    fn other_word(&self, seq: u64) -> u64 {
+        match &self.others {
+            Some(others) if !others.shares(seq, self.top) => others.get(seq),
+            _ => self.word,
         }
     }
 
@@ -153,13 +142,9 @@ impl ReplayWindow {
     /// since the precheck, even in the same batch, then marks it and slides the window.
     #[inline]
     pub fn accept(&mut self, seq: u64) -> Result<Newest, ReplayError> {
-        if self.size != 0 && seq.wrapping_sub(self.top) == 1 && seq != 0 {
-            // The next number, as nearly always: nothing but its bit enters the window.
-            let words = self.bits.words_mut();
-            let index = word_index(seq, words.len());
-            if let Some(word) = words.get_mut(index) {
-                *word |= bit(seq);
-            }
+        // The next number, as nearly always: nothing but its bit enters the window. It is not 0, and in the same word.
+        if self.size != 0 && seq.wrapping_sub(self.top) == 1 && !seq.is_multiple_of(64) {
+            self.word |= bit(seq);
             self.top = seq;
             return Ok(Newest(true));
         }
@@ -169,40 +154,73 @@ impl ReplayWindow {
     fn accept_any(&mut self, seq: u64) -> Result<Newest, ReplayError> {
         self.precheck(seq)?;
         let newest = seq > self.top;
-        if self.size != 0 {
-            if newest {
-                self.forget_between(seq);
-            }
-            let words = self.bits.words_mut();
-            let index = word_index(seq, words.len());
-            if let Some(word) = words.get_mut(index) {
-                *word |= bit(seq);
-            }
+        if self.size == 0 {
+            self.top = self.top.max(seq);
+            return Ok(Newest(newest));
         }
-        self.top = self.top.max(seq);
+        if newest {
+            self.slide_to(seq);
+        }
+        match &mut self.others {
+            Some(others) if !others.shares(seq, self.top) => others.change(seq, |word| word | bit(seq)),
+            _ => self.word |= bit(seq),
+        }
         Ok(Newest(newest))
     }
 
-    /// Clears the bits of the numbers above `top` and up to `seq`: they enter the window unseen.
-    fn forget_between(&mut self, seq: u64) {
-        let mut next = self.top.wrapping_add(1);
-        let words = self.bits.words_mut();
-        let length = words.len();
-        // A jump over the whole ring; counted in words, rounded so that the loop below visits none twice.
-        if (seq - self.top) / 64 >= u64::try_from(length).unwrap_or(u64::MAX) {
-            words.fill(0);
+    /// Makes `seq` the highest number. The numbers above the highest one so far and up to it enter the window unseen.
+    fn slide_to(&mut self, seq: u64) {
+        let Some(others) = &mut self.others else {
+            forget_between(core::slice::from_mut(&mut self.word), self.top, seq);
+            self.top = seq;
             return;
+        };
+        // With its word in its place the ring is whole.
+        others.change(self.top, |_| self.word);
+        forget_between(&mut others.0, self.top, seq);
+        self.word = others.get(seq);
+        self.top = seq;
+    }
+}
+
+impl Words {
+    /// Whether two numbers have one word.
+    fn shares(&self, one: u64, other: u64) -> bool {
+        word_index(one, self.0.len()) == word_index(other, self.0.len())
+    }
+
+    /// The word of a number.
+    fn get(&self, seq: u64) -> u64 {
+        // Not reached: `word_index` is below the length. All bits set is what refuses.
+        self.0.get(word_index(seq, self.0.len())).copied().unwrap_or(u64::MAX)
+    }
+
+    fn change(&mut self, seq: u64, change: impl FnOnce(u64) -> u64) {
+        let index = word_index(seq, self.0.len());
+        if let Some(word) = self.0.get_mut(index) {
+            *word = change(*word);
         }
-        while next <= seq {
-            let first = next % 64;
-            let count = (64 - first).min(seq - next + 1);
-            if let Some(word) = words.get_mut(word_index(next, length)) {
-                *word &= !((u64::MAX >> (64 - count)) << first);
-            }
-            match next.checked_add(count) {
-                Some(after) => next = after,
-                None => return,
-            }
+    }
+}
+
+/// Clears the bits of the numbers above `top` and up to `seq` in a whole ring.
+fn forget_between(words: &mut [u64], top: u64, seq: u64) {
+    let mut next = top.wrapping_add(1);
+    let length = words.len();
+    // A jump over the whole ring; counted in words, rounded so that the loop below visits none twice.
+    if (seq - top) / 64 >= u64::try_from(length).unwrap_or(u64::MAX) {
+        words.fill(0);
+        return;
+    }
+    while next <= seq {
+        let first = next % 64;
+        let count = (64 - first).min(seq - next + 1);
+        if let Some(word) = words.get_mut(word_index(next, length)) {
+            *word &= !((u64::MAX >> (64 - count)) << first);
+        }
+        match next.checked_add(count) {
+            Some(after) => next = after,
+            None => return,
         }
     }
 }

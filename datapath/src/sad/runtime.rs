@@ -1,7 +1,8 @@
 //! The runtime half of an SA: owned by one worker, changed by plain `&mut` (DESIGN decision 3).
 //!
 //! What every packet changes is one cache line; the one behind it has what usual packets ask of the configuration, ready
-//! to be compared or written. What only some packets or some SAs need is in [`Rest`], elsewhere.
+//! to be compared or written, and the key of nearly all of them. So a packet needs two lines of its SA, which with 100,000 SAs
+//! fit into a cache. What only some packets or some SAs need is in [`Rest`], elsewhere.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use postern_contract::sa::{DfPolicy, DscpPolicy, Lifetime};
 use postern_wire::ids::Protocol;
 use postern_wire::{checksum, esp, ip4, udp};
 
-use crate::crypto::SequenceCounter;
+use crate::crypto::{KeyRef, SequenceCounter, ShortKey};
 use crate::fib::ExitName;
 use crate::sad::config::{SaKey, SaShared};
 use crate::sad::lifetime::{LifetimeEvent, LifetimeState};
@@ -91,39 +92,36 @@ const _: () = assert!(std::mem::offset_of!(Inbound, expected) == 64);
 const _: () = assert!(std::mem::offset_of!(Outbound, template) == 64);
 
 /// What a usual inbound packet is held against: of a plain SA with one selector of IPv4 addresses, with a peer on IPv4,
-/// and without limits of packets or bytes.
+/// and without limits of packets or bytes. With a copy of its key, if that is a short one.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Expected {
+    key: ShortKey,
     /// What decrypted packets must match.
     pub selector: V4,
     /// The peer's address.
     pub peer: u32,
-    /// Whether there are usual packets at all.
-    pub usable: bool,
-    /// 64-bit sequence numbers.
-    pub esn: bool,
-    /// MOB-2.
-    pub follow: bool,
-    /// In UDP.
-    pub encapsulated: bool,
+    bits: u8,
     /// Bytes of ESP header and IV.
     pub front: u8,
     /// Bytes of the ICV.
     pub icv_len: u8,
 }
 
+/// Bits of [`Expected`] and [`Template`].
+const USABLE: u8 = 1;
+const ESN: u8 = 2;
+const ENCAPSULATED: u8 = 4;
+const FOLLOW: u8 = 8;
+
+/// `bit` if `set`.
+const fn bit(bit: u8, set: bool) -> u8 {
+    if set { bit } else { 0 }
+}
+
 impl Expected {
-    const NOTHING: Self = Self {
-        selector: V4::NOTHING,
-        peer: 0,
-        usable: false,
-        esn: false,
-        follow: false,
-        encapsulated: false,
-        front: 0,
-        icv_len: 0,
-    };
+    const NOTHING: Self =
+        Self { key: ShortKey::VACANT, selector: V4::NOTHING, peer: 0, bits: 0, front: 0, icv_len: 0 };
 
     fn new(config: &SaShared, peer: IpAddr) -> Self {
         let (SaKey::Esp(key), IpAddr::V4(peer), Some(selector)) = (&config.key, peer, config.selector())
@@ -135,13 +133,38 @@ impl Expected {
         Self {
             selector,
             peer: peer.to_bits(),
-            usable: config.is_plain() && !config.is_metered(),
-            esn: config.esn,
-            follow: config.follow_peer,
-            encapsulated: config.encap.is_some(),
+            bits: bit(USABLE, config.is_plain() && !config.is_metered())
+                | bit(ESN, config.esn)
+                | bit(FOLLOW, config.follow_peer)
+                | bit(ENCAPSULATED, config.encap.is_some()),
             front: header + layout.iv_len,
             icv_len: layout.icv_len,
+            ..Self::NOTHING
         }
+    }
+
+    /// Whether there are usual packets at all.
+    #[inline]
+    pub const fn usable(&self) -> bool {
+        self.bits & USABLE != 0
+    }
+
+    /// 64-bit sequence numbers.
+    #[inline]
+    pub const fn esn(&self) -> bool {
+        self.bits & ESN != 0
+    }
+
+    /// MOB-2.
+    #[inline]
+    pub const fn follow(&self) -> bool {
+        self.bits & FOLLOW != 0
+    }
+
+    /// In UDP.
+    #[inline]
+    pub const fn encapsulated(&self) -> bool {
+        self.bits & ENCAPSULATED != 0
     }
 }
 
@@ -151,24 +174,24 @@ pub const HEAD: usize = ip4::MIN_LEN + udp::LEN + 4;
 /// TTL and hop limit of outer headers (RFC 1700's default; RFC 4301 section 5.1.2 leaves it to configuration).
 pub const OUTER_TTL: u8 = 64;
 
-/// What usual outbound packets get: of a plain SA over IPv4 without limits of packets or bytes.
+/// What usual outbound packets get: of a plain SA over IPv4 without limits of packets or bytes. With a copy of its key, if
+/// that is a short one.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Template {
-    /// The headers up to the SPI, in which TOS, lengths, identification, flags and checksum are zero; zeros behind.
-    pub head: [u8; HEAD],
     /// How packets to the peer left last.
     pub exit: ExitName,
-    /// Sum of the IPv4 header.
-    pub sum: u16,
+    key: ShortKey,
+    source: u32,
+    destination: u32,
+    /// Source and destination port of UDP.
+    ports: u32,
+    spi: u32,
+    /// Sum of the IPv4 header in which TOS, length, identification, flags and checksum are zero.
+    sum: u16,
     /// The configured limit of outer packets in bytes; `u16::MAX` without one.
     pub mtu: u16,
-    /// Whether there are usual packets at all.
-    pub usable: bool,
-    /// 64-bit sequence numbers.
-    pub esn: bool,
-    /// Offset of the ESP header.
-    pub at: u8,
+    bits: u8,
     /// Bytes of the IV.
     pub iv_len: u8,
     /// Bytes of the ICV.
@@ -181,15 +204,30 @@ pub struct Template {
     pub df: DfPolicy,
 }
 
+/// What of a usual packet's outer headers is its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Varying {
+    /// TOS of the inner packet.
+    pub tos: u8,
+    /// DF.
+    pub dont_fragment: bool,
+    /// Identification of what may be fragmented.
+    pub id: u16,
+    /// Bytes of the outer packet.
+    pub total: u16,
+}
+
 impl Template {
     const NOTHING: Self = Self {
-        head: [0; HEAD],
         exit: ExitName::NONE,
+        key: ShortKey::VACANT,
+        source: 0,
+        destination: 0,
+        ports: 0,
+        spi: 0,
         sum: 0,
         mtu: 0,
-        usable: false,
-        esn: false,
-        at: 0,
+        bits: 0,
         iv_len: 0,
         icv_len: 0,
         block_mask: 0,
@@ -208,45 +246,23 @@ impl Template {
         else {
             return None;
         };
-        let mut head = [0; HEAD];
-        let protocol = if config.encap.is_some() { Protocol::UDP } else { Protocol::ESP };
-        let header = ip4::Header {
-            source,
-            destination,
-            protocol,
-            ttl: OUTER_TTL,
-            tos: 0,
-            id: 0,
-            dont_fragment: false,
-        };
-        header.emit(&mut head, 0)?;
-        let (ip, rest) = head.split_first_chunk_mut::<{ ip4::MIN_LEN }>()?;
-        crate::header::put(ip, 2, [0; 2]);
-        crate::header::put(ip, 10, [0; 2]);
-        let sum = checksum::fold(checksum::sum(ip));
-        let mut at = 0;
-        if let Some(encap) = config.encap {
-            let header = udp::Header {
-                source_port: encap.local_port,
-                destination_port: peer_port,
-                length: 0,
-                checksum: 0,
-            };
-            header.emit(rest)?;
-            at = udp::LEN;
-        }
-        crate::header::put(rest, at, config.spi.on_wire.0.to_be_bytes());
+        let (source, destination) = (source.to_bits(), destination.to_bits());
+        let ports = config.encap.map_or(0, |encap| u32::from(encap.local_port) << 16 | u32::from(peer_port));
         let layout = key.layout();
         let ecn = if config.path.ecn { ECN } else { 0 };
-        Some(Self {
-            head,
+        let made = Self {
             exit: ExitName::NONE,
-            sum,
+            key: ShortKey::VACANT,
+            source,
+            destination,
+            ports,
+            spi: config.spi.on_wire.0,
+            sum: 0,
             mtu: config.path.mtu.unwrap_or(u16::MAX),
             // Without an IV the zeros behind the SPI would reach into the packet.
-            usable: config.is_plain() && !config.is_metered() && layout.iv_len >= 8,
-            esn: config.esn,
-            at: u8::try_from(ip4::MIN_LEN + at).ok()?,
+            bits: bit(USABLE, config.is_plain() && !config.is_metered() && layout.iv_len >= 8)
+                | bit(ESN, config.esn)
+                | bit(ENCAPSULATED, config.encap.is_some()),
             iv_len: layout.iv_len,
             icv_len: layout.icv_len,
             block_mask: layout.block.checked_sub(1)?,
@@ -255,16 +271,80 @@ impl Template {
                 DscpPolicy::Fixed(dscp) => (ecn, dscp << 2),
             },
             df: config.path.df,
-        })
+        };
+        let [first, second, third, _] = made.words(0, 0);
+        let fixed = [first & 0xff00_0000_0000_0000, second, third & !0xffff_ffff];
+        let sum = checksum::fold(checksum::sum(fixed.map(u64::to_be_bytes).as_flattened()));
+        Some(Self { sum, ..made })
+    }
+
+    /// Whether there are usual packets at all.
+    #[inline]
+    pub const fn usable(&self) -> bool {
+        self.bits & USABLE != 0
+    }
+
+    /// 64-bit sequence numbers.
+    #[inline]
+    pub const fn esn(&self) -> bool {
+        self.bits & ESN != 0
+    }
+
+    /// Offset of the ESP header.
+    #[inline]
+    pub const fn at(&self) -> u16 {
+        if self.bits & ENCAPSULATED == 0 { IP } else { IP + UDP }
     }
 
     /// The peer.
     #[inline]
-    pub fn peer(&self) -> Ipv4Addr {
-        let [.., a, b, c, d] = *self.head.first_chunk::<{ ip4::MIN_LEN }>().unwrap_or(&[0; ip4::MIN_LEN]);
-        Ipv4Addr::new(a, b, c, d)
+    pub const fn peer(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.destination)
+    }
+
+    /// Writes the headers up to the SPI, and zeros behind it (RFC 791, RFC 3948 section 2.1).
+    ///
+    /// Word by word to where they stay: what was written in words and is read in wider ones has to wait for memory.
+    #[inline]
+    pub fn write(&self, head: &mut [u8; HEAD], varying: Varying) {
+        let Varying { tos, dont_fragment, id, total } = varying;
+        // RFC 6864: an atomic datagram's ID has no meaning; others need one that does not come back soon.
+        let low: u32 = if dont_fragment { 0x4000 } else { u32::from(id) << 16 };
+        let tos = tos & self.tos.0 | self.tos.1;
+        let high = 0x4500_0000 | u32::from(tos) << 16 | u32::from(total);
+        let varying = u64::from(tos) + u64::from(total) + u64::from(low >> 16) + u64::from(low & 0xffff);
+        let check = checksum::finish(u64::from(self.sum) + varying);
+        let [_, second, third, fourth] = self.words(total, check);
+        let words = [u64::from(high) << 32 | u64::from(low), second, third, fourth];
+        for (place, word) in head.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *place = word.to_be_bytes();
+        }
+    }
+
+    /// The headers in big-endian words, the first of them with nothing but the version and the header's length.
+    #[inline]
+    fn words(&self, total: u16, check: u16) -> [u64; 4] {
+        let encapsulated = self.bits & ENCAPSULATED != 0;
+        let protocol = if encapsulated { Protocol::UDP } else { Protocol::ESP };
+        let [ttl, protocol, check] = [OUTER_TTL.into(), protocol.0.into(), u64::from(check)];
+        let (behind, last) = if encapsulated {
+            (self.ports, u64::from(total.wrapping_sub(IP)) << 48 | u64::from(self.spi))
+        } else {
+            (self.spi, 0)
+        };
+        [
+            0x45 << 56,
+            ttl << 56 | protocol << 48 | check << 32 | u64::from(self.source),
+            u64::from(self.destination) << 32 | u64::from(behind),
+            last,
+        ]
     }
 }
+
+#[expect(clippy::cast_possible_truncation, reason = "20 and 8 fit")]
+const IP: u16 = ip4::MIN_LEN as u16;
+#[expect(clippy::cast_possible_truncation, reason = "20 and 8 fit")]
+const UDP: u16 = udp::LEN as u16;
 
 /// What packets of an SA need only sometimes.
 #[derive(Debug)]
@@ -357,8 +437,50 @@ impl Rest {
 }
 
 macro_rules! with_a_peer {
-    ($($sa:ty),+) => { $(
+    ($($sa:ty, $hot:ident);+) => { $(
+        impl $sa {
+            /// The key of an SA of ESP in a table: the copy beside the rest if there is one, so that packets do not have to
+            /// wait for the configuration.
+            #[inline]
+            pub fn esp_key(&self) -> Option<KeyRef<'_>> {
+                if !self.$hot.key.is_vacant() {
+                    return Some(KeyRef::Short(&self.$hot.key));
+                }
+                match &self.config.key {
+                    SaKey::Esp(key) => Some(key.into()),
+                    SaKey::Ah(_) => None,
+                }
+            }
+
+            /// Copies the key, where the SA is going to stay.
+            fn learn_key(&mut self) {
+                match &self.config.key {
+                    SaKey::Esp(key) => self.$hot.key.copy(key),
+                    SaKey::Ah(_) => self.$hot.key.vacate(),
+                }
+            }
+        }
+
         impl Slab<$sa, Rest> {
+            /// Puts an SA at `index`; gives back what was there. Neither comes or goes with a copy of its key, which moving
+            /// would leave behind (OPS-4).
+            pub fn install(&mut self, index: u32, sa: $sa, rest: Rest) -> Option<($sa, Rest)> {
+                if let Some(old) = self.get_mut(index) {
+                    old.$hot.key.vacate();
+                }
+                let old = self.put(index, sa, rest);
+                if let Some(new) = self.get_mut(index) {
+                    new.learn_key();
+                }
+                old
+            }
+
+            /// Takes the SA at `index` out, without the copy of its key.
+            pub fn remove(&mut self, index: u32) -> Option<($sa, Rest)> {
+                self.get_mut(index)?.$hot.key.vacate();
+                self.take(index)
+            }
+
             /// Where the peer of an SA is now (MOB-2).
             #[inline]
             pub fn peer(&self, index: u32) -> Option<IpAddr> {
@@ -373,6 +495,7 @@ macro_rules! with_a_peer {
                     rest.moved_to = address;
                     sa.peer_port = port.unwrap_or(sa.peer_port);
                     sa.changed(address);
+                    sa.learn_key();
                 }
             }
 
@@ -404,4 +527,4 @@ macro_rules! with_a_peer {
     )+ };
 }
 
-with_a_peer!(Inbound, Outbound);
+with_a_peer!(Inbound, expected; Outbound, template);

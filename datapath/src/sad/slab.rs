@@ -1,4 +1,4 @@
-//! A table of objects at indices that someone else chose: grows by pages, never moves an object.
+//! A table of objects at indices that someone else chose: grows by parts of pages, never moves an object.
 //!
 //! The main thread allocates the indices (it alone knows when a removed object has come back from its worker), the
 //! worker only puts, takes and looks up. An object is in two parts, so that what every packet touches lies together and
@@ -6,8 +6,12 @@
 
 use crate::prefetch;
 
-/// Entries of one page. Growing allocates a page, not twice the table.
-const PAGE: usize = 256;
+/// Entries that a page has room for: enough that nearly all of it lies on huge pages. Memory that was never used costs
+/// nothing.
+const PAGE: usize = 1 << 16;
+
+/// Entries that a page grows by.
+const STEP: usize = 256;
 
 /// Sparse table of `T` with `R` beside it, indexed by `u32`.
 #[derive(Debug)]
@@ -18,18 +22,24 @@ pub struct Slab<T, R> {
 
 #[derive(Debug)]
 struct Page<T, R> {
-    objects: Box<[Option<T>; PAGE]>,
-    rests: Box<[Option<R>; PAGE]>,
+    /// With room for a page from the beginning.
+    objects: Vec<Option<T>>,
+    /// The same.
+    rests: Vec<Option<R>>,
 }
 
-/// Made where it stays, not on the stack.
-#[expect(clippy::unnecessary_box_returns, reason = "too large to be moved")]
-fn empty<T>() -> Box<[Option<T>; PAGE]> {
-    let page: Box<[Option<T>]> = (0..PAGE).map(|_| None).collect();
-    match page.try_into() {
-        Ok(page) => page,
-        // Not reached: it has that length.
-        Err(_) => Box::new([const { None }; PAGE]),
+impl<T, R> Page<T, R> {
+    fn new() -> Self {
+        Self { objects: prefetch::table(PAGE), rests: prefetch::table(PAGE) }
+    }
+
+    /// Grows so far that there is a `row`.
+    fn reach(&mut self, row: usize) {
+        let len = (row + 1).next_multiple_of(STEP).min(PAGE);
+        if self.objects.len() < len {
+            self.objects.resize_with(len, || None);
+            self.rests.resize_with(len, || None);
+        }
     }
 }
 
@@ -96,9 +106,11 @@ impl<T, R> Slab<T, R> {
     pub fn put(&mut self, index: u32, object: T, rest: R) -> Option<(T, R)> {
         let (page, row) = place(index);
         while self.pages.len() <= page {
-            self.pages.push(Page { objects: empty(), rests: empty() });
+            self.pages.push(Page::new());
         }
-        let Page { objects, rests } = self.pages.get_mut(page)?;
+        let there = self.pages.get_mut(page)?;
+        there.reach(row);
+        let Page { objects, rests } = there;
         let old = objects.get_mut(row)?.replace(object).zip(rests.get_mut(row)?.replace(rest));
         self.len += usize::from(old.is_none());
         old
@@ -121,11 +133,11 @@ mod tests {
     #[test]
     fn put_take_look_up() {
         let mut slab = Slab::default();
-        for index in [0u32, 255, 256, 70_000] {
+        for index in [0u32, 255, 256, 65_535, 65_536, 70_000] {
             assert_eq!(slab.put(index, index, 'a'), None);
         }
         assert_eq!(slab.put(255, 1, 'b'), Some((255, 'a')));
-        assert_eq!(slab.len(), 4);
+        assert_eq!(slab.len(), 6);
         assert_eq!((slab.get(255), slab.rest(255)), (Some(&1), Some(&'b')));
         assert_eq!((slab.get(254), slab.rest(254)), (None, None));
         *slab.both_mut(70_000).unwrap().1 = 'c';
@@ -133,6 +145,6 @@ mod tests {
         assert_eq!(slab.take(70_000), Some((70_001, 'c')));
         assert_eq!(slab.take(70_000), None);
         assert_eq!(slab.get(1_000_000), None);
-        assert_eq!(slab.len(), 3);
+        assert_eq!(slab.len(), 5);
     }
 }

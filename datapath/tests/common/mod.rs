@@ -430,7 +430,7 @@ pub fn seal(suite: &Suite, spi: Spi, sequence: u64, esn: bool, plaintext: &[u8])
     // Always a 64-bit counter, so that a low half of zero can be had.
     let sequence = SequenceCounter::new(sequence, sequence + 1, true).reserve().unwrap();
     let mut ops = arrayvec::ArrayVec::<SealOp<'_>, 1>::new();
-    ops.push(SealOp { key: &key, sequence, esn, packet: &mut packet });
+    ops.push(SealOp { key: (&key).into(), sequence, esn, packet: &mut packet });
     assert_eq!(engine.seal(ops)[..], [SealOutcome::Sealed]);
     packet
 }

@@ -118,7 +118,7 @@ fn dp_3_wrong_lengths() {
 
                 let mut sealed = packet.clone();
                 let mut batch: ArrayVec<SealOp<'_>, 1> = ArrayVec::new();
-                batch.push(SealOp { key: &key, sequence: reserve(1), esn, packet: &mut sealed });
+                batch.push(SealOp { key: (&key).into(), sequence: reserve(1), esn, packet: &mut sealed });
                 let seals = inner.is_some_and(|inner| inner > 0 && inner % usize::from(block) == 0);
                 let expected = if seals { SealOutcome::Sealed } else { SealOutcome::BadLength };
                 assert_eq!(engine().seal(batch)[0], expected, "{name} esn {esn} seal {len}");

@@ -75,7 +75,7 @@ impl Sealer {
         esp::write_trailer(text, Protocol::IPV4).context("no room")?;
         let sequence = self.sequence.reserve()?;
         let mut ops = ArrayVec::<_, 1>::new();
-        ops.push(SealOp { key: &self.key, sequence, esn: true, packet: &mut packet });
+        ops.push(SealOp { key: (&self.key).into(), sequence, esn: true, packet: &mut packet });
         let sealed = self.engine.seal(ops);
         ensure!(matches!(sealed.as_slice(), [SealOutcome::Sealed]), "not sealed");
         let header = ip_header(PEER.into(), OUTSIDE.into(), 50, packet.len())?;
