@@ -180,6 +180,47 @@ fn dp_2_frames_are_sent_with_headers_put_before_them() {
     assert_eq!(socket.lent(), 0);
 }
 
+/// DP-6: a burst has all frames that are lent; a queue that stands, batch after batch, has a few; and once it is empty, all
+/// are lent again.
+#[test]
+fn dp_6_a_queue_that_stands_has_few_frames() {
+    let mut world = world(1, 1, 4096);
+    let options = XskOptions { ring: 2048, fill: 2048, ..OPTIONS };
+    let (mut socket, _program) = world.socket("n0", options);
+    let wire = world.wire("f0");
+    (0..2048).for_each(|n| wire.send(&packet(n, 60)));
+    let mut batch = ArrayVec::<Frame, BATCH>::new();
+    let (mut rounds, mut received) = (0, 0);
+    while rounds < 200 {
+        (0..BATCH).for_each(|_| wire.send(&packet(0, 60)));
+        socket.receive(&world.arena, &mut world.pool, &mut batch);
+        assert_eq!(batch.len(), BATCH, "in round {rounds}");
+        received += batch.len();
+        world.give(batch.drain(..).collect());
+        socket.flush(&world.arena, &mut world.pool);
+        rounds += 1;
+        if rounds < 64 {
+            assert_eq!(socket.lent(), 2048, "in round {rounds}");
+        }
+    }
+    assert_eq!(socket.lent(), 512);
+    loop {
+        socket.receive(&world.arena, &mut world.pool, &mut batch);
+        if batch.is_empty() {
+            break;
+        }
+        received += batch.len();
+        world.give(batch.drain(..).collect());
+    }
+    socket.flush(&world.arena, &mut world.pool);
+    assert_eq!(socket.lent(), 2048);
+    socket.ask_kernel();
+    let sent = 2048 + 200 * BATCH;
+    assert_eq!(usize::try_from(socket.stats().fill_ring_empty).unwrap() + received, sent);
+    socket.drain(&world.arena, &mut world.pool);
+    assert_eq!(world.pool.available(), 4096);
+}
+
 /// DP-2: interfaces share the packet memory, so a frame received on one is sent on the other where it lies, uncopied.
 #[test]
 fn dp_2_a_frame_crosses_from_one_interface_to_another_uncopied() {

@@ -121,6 +121,8 @@ pub struct XskSocket {
     queue: u32,
     zero_copy: bool,
     fill_target: usize,
+    /// Batches in a row that were full.
+    full: u32,
     receiving: Ledger,
     sending: Ledger,
     stats: PortStats,
@@ -139,6 +141,10 @@ struct Open {
     socket: Arc<OwnedFd>,
 }
 
+/// Full batches after which a queue stands: twice the packets of the longest one.
+const STANDING: u32 = 64;
+/// Frames lent for reception while it does.
+const FILL_STANDING: usize = 512;
 /// Kicks in one flush: in copy mode the kernel sends at most 32 frames a kick, and ends each early with EAGAIN.
 const KICKS: usize = 8;
 /// How long [`XskSocket::drain`] waits for frames being transmitted, in steps of a millisecond.
@@ -280,6 +286,7 @@ impl XskSocket {
             queue,
             zero_copy: granted.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY),
             fill_target: usize::try_from(options.fill).unwrap_or(usize::MAX),
+            full: 0,
             receiving: Ledger::new(arena.clone()),
             sending: Ledger::new(arena.clone()),
             stats: PortStats::default(),
@@ -287,11 +294,20 @@ impl XskSocket {
         })
     }
 
+    /// Frames to lend for reception. Many are there for a burst. Packets that have filled batch after batch are none: the
+    /// queue stands, and a longer one makes them older and, as each frame waits for its turn in it, colder; in copy mode,
+    /// where no device wants its own ring full as well, few are lent then.
+    fn fill_now(&self) -> usize {
+        let stands = self.full >= STANDING && !self.zero_copy;
+        if stands { self.fill_target.min(FILL_STANDING) } else { self.fill_target }
+    }
+
     /// Lends the kernel frames for reception until it has as many as it should, or the pool has no more.
     fn refill(&mut self, pool: &mut Pool) {
+        let target = self.fill_now();
         let Some(Open { fill, socket, .. }) = &mut self.open else { return };
         let before = self.receiving.count();
-        while self.receiving.count() < self.fill_target && fill.free(1) > 0 {
+        while self.receiving.count() < target && fill.free(1) > 0 {
             let Some(frame) = pool.take() else { break };
             match self.receiving.lend(frame) {
                 // The kernel wants the chunk and chooses the place in it by itself.
@@ -408,6 +424,7 @@ impl Port for XskSocket {
                 None => self.stats.bad_descriptor += 1,
             }
         }
+        self.full = if out.is_full() { self.full.saturating_add(1) } else { 0 };
         if any {
             rx.release();
             self.refill(pool);
@@ -440,7 +457,7 @@ impl Port for XskSocket {
 
     fn flush(&mut self, _arena: &Arena, pool: &mut Pool) {
         let Some(Open { fill, .. }) = &self.open else { return };
-        let short = self.receiving.count() < self.fill_target || fill.needs_wakeup();
+        let short = self.receiving.count() < self.fill_now() || fill.needs_wakeup();
         if self.sending.count() > 0 {
             self.kick();
             self.complete(pool);
