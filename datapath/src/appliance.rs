@@ -16,6 +16,7 @@ use crate::core::PortInfo;
 use crate::fib::{Fib, FollowError, Follower, PortIndex};
 use crate::frame::Arena;
 use crate::handoff::Doorbell;
+use crate::numa::Placement;
 use crate::port::netdev::Netdev;
 use crate::port::socket::{HeldPort, NATT_PORT, SocketError, SocketOptions, SocketPort};
 use crate::port::tun::TunPort;
@@ -130,6 +131,17 @@ fn relay_room(settings: &DatapathSettings, port: usize) -> Option<RelayRoom> {
     wanted.then_some(RelayRoom { port, entries: settings.relay_entries })
 }
 
+/// Whose memory is where.
+fn placement(settings: &DatapathSettings) -> Placement {
+    let placement = Placement::of_cores(&settings.cores);
+    for (worker, core) in settings.cores.iter().enumerate() {
+        if let Some(node) = placement.node_of(worker) {
+            tracing::info!(worker, core, node, "the worker's memory is on its processor's node");
+        }
+    }
+    placement
+}
+
 impl Appliance {
     /// Opens everything that the settings name and starts the workers.
     pub fn start(settings: &DatapathSettings) -> Result<Self, StartError> {
@@ -142,7 +154,8 @@ impl Appliance {
         }
         // First what another instance would hold, so that a second start changes nothing.
         let ledger = Ledger::open(&settings.state)?;
-        let (arena, frames) = Arena::new(settings.frames, settings.huge_pages)
+        let placement = placement(settings);
+        let (arena, frames) = Arena::placed(settings.frames, settings.huge_pages, &placement)
             .map_err(|source| StartError::Frames { frames: settings.frames, source })?;
         if settings.huge_pages && !arena.is_huge() {
             tracing::warn!(
@@ -152,7 +165,7 @@ impl Appliance {
         let umem = Umem::new(arena.clone());
         let mut opened = Vec::new();
         for (port, interface) in settings.interfaces.iter().enumerate() {
-            opened.push(open(settings, interface, &umem, workers, relay_room(settings, port))?);
+            opened.push(open(settings, interface, &umem, &placement, relay_room(settings, port))?);
         }
         let indices = opened
             .iter()
@@ -191,7 +204,7 @@ impl Appliance {
             ledger,
             sa_slots: settings.sa_slots,
             backend: settings.crypto.backend,
-            workers,
+            placement,
         })?;
         let _ = bell_slot.set(Arc::clone(&bell));
         let clock = Clock::start();
@@ -289,11 +302,12 @@ fn open(
     settings: &DatapathSettings,
     interface: &InterfaceSettings,
     umem: &Umem,
-    workers: usize,
+    placement: &Placement,
     relay: Option<RelayRoom>,
 ) -> Result<Opened, StartError> {
+    let workers = placement.workers();
     match interface.port {
-        PortKind::Xsk => open_xsk(settings, interface, umem, workers, relay),
+        PortKind::Xsk => open_xsk(settings, interface, umem, placement, relay),
         PortKind::Tun => {
             let port = TunPort::create(&interface.name, interface.mtu.unwrap_or(DEFAULT_TUN_MTU))
                 .map_err(StartError::Tun)?;
@@ -329,9 +343,10 @@ fn open_xsk(
     settings: &DatapathSettings,
     interface: &InterfaceSettings,
     umem: &Umem,
-    workers: usize,
+    placement: &Placement,
     relay: Option<RelayRoom>,
 ) -> Result<Opened, StartError> {
+    let workers = placement.workers();
     let device = Netdev::query(&interface.name).map_err(StartError::Interface)?;
     if !device.up {
         return Err(StartError::Down(device.name));
@@ -359,7 +374,8 @@ fn open_xsk(
             by_worker.push(None);
             continue;
         };
-        let socket = XskSocket::bind(umem, &interface.name, queue, options)?;
+        // Its rings are on the worker's memory node too.
+        let socket = placement.near(worker, || XskSocket::bind(umem, &interface.name, queue, options))?;
         if let Some(fd) = socket.fd() {
             steer.register_xsk(queue, fd.as_fd())?;
         }

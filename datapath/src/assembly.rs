@@ -14,6 +14,7 @@ use crate::fib::{CachedFib, Fib, PortIndex, Resolver};
 use crate::flows::Flows;
 use crate::frame::{Arena, Frame, Pool};
 use crate::handoff::{Doorbell, Inbox};
+use crate::numa::Placement;
 use crate::outbound::OutboundBatch;
 use crate::port::Port;
 use crate::publish::{Publisher, WorkerLink};
@@ -50,8 +51,8 @@ pub struct Parts {
     pub sa_slots: u32,
     /// What AES-GCM is computed with.
     pub backend: Backend,
-    /// Number of workers, 1 to [`crate::sad::lookup::Handle::MAX_WORKERS`].
-    pub workers: usize,
+    /// The workers, 1 to [`crate::sad::lookup::Handle::MAX_WORKERS`], and whose memory is where.
+    pub placement: Placement,
 }
 
 /// Workers ready to run, and the main thread's end of them.
@@ -84,7 +85,8 @@ const REMEMBERED: (usize, usize) = (4096, 1 << 20);
 
 /// Makes the workers.
 pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
-    let Parts { arena, frames, interfaces, fib, resolver, ledger, sa_slots, backend, workers } = parts;
+    let Parts { arena, frames, interfaces, fib, resolver, ledger, sa_slots, backend, placement } = parts;
+    let workers = placement.workers();
     let bell = Arc::new(Doorbell::new()?);
     let outbox = Outbox { queue: Arc::new(ArrayQueue::new(OUTBOX)), bell: Arc::clone(&bell) };
     let inboxes: Arc<[Inbox]> = (0..workers).map(|_| Inbox::new()).collect::<Result<_, _>>()?;
@@ -112,43 +114,52 @@ pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {
     let exchange = Exchange::new(workers);
     let mut links = Vec::new();
     let mut made = Vec::new();
-    for (id, (pool, ports)) in Pool::split(frames, workers).into_iter().zip(queues).enumerate() {
+    let pools = Pool::split_placed(frames, &arena, &placement);
+    for (id, (pool, ports)) in pools.into_iter().zip(queues).enumerate() {
         let cells = Arc::new(WorkerCells::new(infos.len()));
         let commands = Arc::new(ArrayQueue::new(COMMANDS));
         if let Some(inbox) = inboxes.get(id) {
             links.push(WorkerLink::new(Arc::clone(&commands), inbox.clone(), Arc::clone(&cells)));
         }
         let number = u8::try_from(id).unwrap_or(u8::MAX);
-        let foreign = (workers > 1).then(|| Engine::select(backend, Fan::KEYS)).transpose()?;
-        let core = Core {
-            id: number,
-            fan: Fan::new(number, Arc::clone(&exchange), foreign),
-            arena: arena.clone(),
-            pool,
-            crypto: Engine::select(backend, remembered)?,
-            spis: SpiTable::new(sa_slots),
-            inbound: Slab::default(),
-            outbound: Slab::default(),
-            spd: Spd::new(),
-            flows: Flows::new(remembered),
-            relays: RelayTable::default(),
-            fib: CachedFib::new(Arc::clone(&fib), infos.iter().map(|info| info.link).collect(), remembered),
-            resolver: resolver.clone(),
-            ports: Arc::clone(&infos),
-            host_port,
-            socket_port,
-            own: OutboundBatch::default(),
-            parking: Parking::new(),
-            egress: Egress::new(infos.len()),
-            cells,
-            sa_drops: SaDrops::default(),
-            outbox: outbox.clone(),
-            inboxes: Arc::clone(&inboxes),
-            now: 0,
-            icmp_tokens: ICMP_PER_SECOND,
-            acquire_tokens: ACQUIRES_PER_SECOND,
+        // Its tables are on its own memory node.
+        let make = || -> Result<Worker, AssemblyError> {
+            let foreign = (workers > 1).then(|| Engine::select(backend, Fan::KEYS)).transpose()?;
+            let core = Core {
+                id: number,
+                fan: Fan::new(number, Arc::clone(&exchange), foreign),
+                arena: arena.clone(),
+                pool,
+                crypto: Engine::select(backend, remembered)?,
+                spis: SpiTable::new(sa_slots),
+                inbound: Slab::default(),
+                outbound: Slab::default(),
+                spd: Spd::new(),
+                flows: Flows::new(remembered),
+                relays: RelayTable::default(),
+                fib: CachedFib::new(
+                    Arc::clone(&fib),
+                    infos.iter().map(|info| info.link).collect(),
+                    remembered,
+                ),
+                resolver: resolver.clone(),
+                ports: Arc::clone(&infos),
+                host_port,
+                socket_port,
+                own: OutboundBatch::default(),
+                parking: Parking::new(),
+                egress: Egress::new(infos.len()),
+                cells,
+                sa_drops: SaDrops::default(),
+                outbox: outbox.clone(),
+                inboxes: Arc::clone(&inboxes),
+                now: 0,
+                icmp_tokens: ICMP_PER_SECOND,
+                acquire_tokens: ACQUIRES_PER_SECOND,
+            };
+            Ok(Worker::new(core, ports, server_of.clone(), commands)?)
         };
-        made.push(Worker::new(core, ports, server_of.clone(), commands)?);
+        made.push(placement.near(id, make)?);
     }
     Ok(Assembly { publisher: Publisher::new(links, outbox, ledger), workers: made, bell })
 }

@@ -12,6 +12,7 @@
 
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
@@ -19,6 +20,8 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+
+use crate::numa::Placement;
 
 /// Bytes of a chunk.
 pub const FRAME_SIZE: usize = 4096;
@@ -194,13 +197,20 @@ pub struct Arena(Arc<Mapping>);
 
 impl Arena {
     /// Maps `frames` chunks, present in memory and left out of core dumps, and makes the one `Frame` of each. With `huge`,
-    /// huge pages are used where the machine has so many of them reserved, otherwise transparent ones as far as the kernel
-    /// has some at hand.
+    /// huge pages are used where the machine has so many of them reserved; otherwise, and without it, transparent ones as
+    /// far as the kernel has some at hand: each frame is a page of its own, and a batch of them misses the translation
+    /// buffer as often as it has frames.
     pub fn new(frames: u32, huge: bool) -> io::Result<(Self, Vec<Frame>)> {
+        Self::placed(frames, huge, &Placement::anywhere(1))
+    }
+
+    /// The same, shared out among the workers' memory nodes: each group of workers has a part as large as its number of
+    /// workers is, on its own node as far as that has room.
+    pub fn placed(frames: u32, huge: bool, placement: &Placement) -> io::Result<(Self, Vec<Frame>)> {
         let id = NEXT_ARENA
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |id| id.checked_add(1))
             .map_err(|_| io::Error::other("no arena identifier is left"))?;
-        let mapping = Mapping::new(id, frames, huge)?;
+        let mapping = Mapping::new(id, frames, huge, placement)?;
         let all = (0..frames).map(|chunk| Frame::new(id, chunk)).collect();
         Ok((Self(Arc::new(mapping)), all))
     }
@@ -241,6 +251,11 @@ impl Arena {
     /// Whether the arena stands on reserved huge pages.
     pub fn is_huge(&self) -> bool {
         self.0.huge
+    }
+
+    /// For each group of workers the first chunk behind its own.
+    fn ends(&self) -> &[u32] {
+        &self.0.ends
     }
 
     /// The first byte of the mapping, for registration with the kernel.
@@ -288,6 +303,8 @@ struct Mapping {
     id: u32,
     frames: u32,
     huge: bool,
+    /// By group of workers: the first chunk behind its own.
+    ends: Box<[u32]>,
     /// The first chunk.
     base: NonNull<u8>,
     /// Start and length of the mapping.
@@ -305,9 +322,21 @@ unsafe impl Sync for Mapping {}
 
 /// Granularity of the usual huge page.
 const HUGE_PAGE: usize = 2 << 20;
+#[expect(clippy::cast_possible_truncation, reason = "512 fits")]
+const CHUNKS_OF_HUGE_PAGE: u32 = (HUGE_PAGE / FRAME_SIZE) as u32;
 
 impl Mapping {
-    fn new(id: u32, frames: u32, huge: bool) -> io::Result<Self> {
+    fn new(id: u32, frames: u32, huge: bool, placement: &Placement) -> io::Result<Self> {
+        let mapping = Self::map(id, frames, huge, placement)?;
+        let mut first = 0;
+        for (group, end) in mapping.ends.iter().enumerate() {
+            placement.near_group(group, || mapping.touch(first..*end));
+            first = *end;
+        }
+        Ok(mapping)
+    }
+
+    fn map(id: u32, frames: u32, huge: bool, placement: &Placement) -> io::Result<Self> {
         let chunks = usize::try_from(frames)
             .ok()
             .and_then(|frames| frames.checked_mul(FRAME_SIZE))
@@ -315,29 +344,47 @@ impl Mapping {
             .ok_or_else(|| {
                 io::Error::new(io::ErrorKind::InvalidInput, "an arena needs at least one frame")
             })?;
+        let ends = ends(frames, huge || chunks >= HUGE_PAGE, placement);
         let whole = chunks.next_multiple_of(HUGE_PAGE);
-        if !huge {
-            let base = map(chunks, MapFlags::POPULATE)?;
-            return Ok(Self { id, frames, huge, base, start: base, mapped: chunks });
+        if !huge && chunks < HUGE_PAGE {
+            let base = map(chunks, MapFlags::empty())?;
+            return Ok(Self { id, frames, huge, ends, base, start: base, mapped: chunks });
         }
-        if let Ok(base) = map(whole, MapFlags::POPULATE | MapFlags::HUGETLB) {
-            return Ok(Self { id, frames, huge, base, start: base, mapped: whole });
+        if huge && let Ok(base) = map(whole, MapFlags::HUGETLB) {
+            return Ok(Self { id, frames, huge, ends, base, start: base, mapped: whole });
         }
-        // Not present yet: pages that are there already stay small. One huge page more, so that the first chunk can begin
-        // with one.
+        // One huge page more, so that the first chunk can begin with one.
         let mapped = whole + HUGE_PAGE;
         let start = map(mapped, MapFlags::empty())?;
         let skipped = start.as_ptr().align_offset(HUGE_PAGE).min(HUGE_PAGE);
         // JUSTIFICATION: the address of the first huge page of the mapping.
         // SAFETY: `skipped` is at most HUGE_PAGE, by which the mapping is longer than `whole`.
         let base = unsafe { start.add(skipped) };
-        for advice in [Advice::LinuxHugepage, Advice::LinuxPopulateWrite] {
-            // JUSTIFICATION: there is no safe wrapper.
-            // SAFETY: the range lies within the mapping just made, whose pages are zero before and after. A kernel that
-            // refuses leaves small pages, or pages that come with the first packet.
-            let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), whole, advice) };
+        // JUSTIFICATION: there is no safe wrapper.
+        // SAFETY: the range lies within the mapping just made, and this advice changes no byte of it. A kernel that refuses
+        // leaves small pages.
+        let _ = unsafe { rustix::mm::madvise(base.as_ptr().cast(), whole, Advice::LinuxHugepage) };
+        Ok(Self { id, frames, huge: false, ends, base, start, mapped })
+    }
+
+    /// Makes the pages of these chunks present, on the node of the processor that this runs on.
+    fn touch(&self, chunks: Range<u32>) {
+        let bytes =
+            |chunk: u32| usize::try_from(chunk).map_or(0, |chunk| chunk * FRAME_SIZE).min(self.mapped);
+        let (from, to) = (bytes(chunks.start), bytes(chunks.end));
+        if from >= to {
+            return;
         }
-        Ok(Self { id, frames, huge: false, base, start, mapped })
+        // JUSTIFICATION: there is no safe wrapper.
+        // SAFETY: the range lies within the mapping, whose pages are zero before and after, and which nobody else has yet. A
+        // kernel before 5.14 refuses; then the pages come with the registration or the first packet.
+        let _ = unsafe {
+            rustix::mm::madvise(
+                self.base.as_ptr().wrapping_add(from).cast(),
+                to - from,
+                Advice::LinuxPopulateWrite,
+            )
+        };
     }
 
     /// `frames * FRAME_SIZE`: no more than `mapped`, so it does not wrap.
@@ -346,7 +393,19 @@ impl Mapping {
     }
 }
 
-/// Maps `len` bytes of zeroes; with `POPULATE` present at once, so that no packet waits for a page.
+/// Shares chunks out among groups by their numbers of workers; a huge page belongs to one group alone.
+fn ends(frames: u32, huge: bool, placement: &Placement) -> Box<[u32]> {
+    let unit = if huge { CHUNKS_OF_HUGE_PAGE } else { 1 };
+    let end = |group: usize| {
+        let before = u64::try_from(placement.workers_before(group + 1)).unwrap_or(u64::MAX);
+        let workers = u64::try_from(placement.workers()).unwrap_or(u64::MAX);
+        let end = u32::try_from(u64::from(frames).saturating_mul(before) / workers).unwrap_or(frames);
+        if before == workers { frames } else { end - end % unit }
+    };
+    (0..placement.groups()).map(end).collect()
+}
+
+/// Maps `len` bytes of zeroes, none present yet.
 fn map(len: usize, extra: MapFlags) -> io::Result<NonNull<u8>> {
     let flags = MapFlags::PRIVATE | extra;
     // JUSTIFICATION: UMEM must be whole pages that never move; the allocator gives no such promise.
@@ -373,18 +432,25 @@ impl Drop for Mapping {
 /// A worker's free frames: the last one given is the first one taken, as it is the likeliest to be in the cache.
 ///
 /// Frames migrate when one worker receives and another transmits. So what a pool has too much of goes, in batches, to a queue
-/// shared by all workers, and what it lacks comes from there; neither locks nor allocates.
+/// shared by all workers of the frames' memory node, and what it lacks comes from its own node's first; neither locks nor
+/// allocates.
 #[derive(Debug)]
 pub struct Pool {
     local: ArrayVec<Frame, LOCAL>,
-    shared: Arc<Shared>,
+    /// By group of workers: what is on its way to that group's queue, less than a batch.
+    leaving: Box<[ArrayVec<Frame, BATCH>]>,
+    group: usize,
+    shared: Arc<[Shared]>,
 }
 
 /// Frames that a pool keeps for itself before it spills.
 const LOCAL: usize = 4 * BATCH;
 
+/// Of one group of workers, or of all.
 #[derive(Debug)]
 struct Shared {
+    /// The first chunk behind the group's own.
+    end: u32,
     batches: ArrayQueue<ArrayVec<Frame, BATCH>>,
     frames: AtomicUsize,
 }
@@ -392,29 +458,42 @@ struct Shared {
 impl Pool {
     /// Divides the frames among so many workers (at least one): each gets the same share, up to a limit; the rest is shared.
     pub fn split(frames: Vec<Frame>, workers: usize) -> Vec<Self> {
-        let workers = workers.max(1);
+        Self::split_by(frames, &Placement::anywhere(workers), &[u32::MAX])
+    }
+
+    /// Divides all frames of `arena` that are given among its workers, each group's among its own.
+    pub fn split_placed(frames: Vec<Frame>, arena: &Arena, placement: &Placement) -> Vec<Self> {
+        Self::split_by(frames, placement, arena.ends())
+    }
+
+    /// `ends`: for each group the first chunk behind its own.
+    fn split_by(frames: Vec<Frame>, placement: &Placement, ends: &[u32]) -> Vec<Self> {
+        let mut own: Vec<Vec<Frame>> = (0..placement.groups()).map(|_| Vec::new()).collect();
+        for frame in frames {
+            let group = group_of(ends.iter().copied(), frame.chunk).min(own.len() - 1);
+            if let Some(own) = own.get_mut(group) {
+                own.push(frame);
+            }
+        }
         // Room for every frame, in spilled batches (full) and those made here (full but one).
-        let capacity = frames.len() / BATCH + 1;
-        let shared = Arc::new(Shared { batches: ArrayQueue::new(capacity), frames: AtomicUsize::new(0) });
-        let share = (frames.len() / workers).min(LOCAL / 2);
-        let mut frames = frames.into_iter();
-        let mut pools: Vec<Self> = (0..workers)
-            .map(|_| Self { local: frames.by_ref().take(share).collect(), shared: Arc::clone(&shared) })
-            .collect();
-        // Too few for a batch: they go to the first workers, one each, rather than wait for one to run dry.
-        if frames.len() < workers && share < LOCAL / 2 {
-            for (pool, frame) in pools.iter_mut().zip(frames) {
-                pool.give(frame);
-            }
-            return pools;
+        let shared = |(group, frames): (usize, &Vec<Frame>)| Shared {
+            end: ends.get(group).copied().unwrap_or(u32::MAX),
+            batches: ArrayQueue::new(frames.len() / BATCH + 1),
+            frames: AtomicUsize::new(0),
+        };
+        let shared: Arc<[Shared]> = own.iter().enumerate().map(shared).collect();
+        let empty = |worker| Self {
+            local: ArrayVec::new(),
+            leaving: shared.iter().map(|_| ArrayVec::new()).collect(),
+            group: placement.group_of(worker),
+            shared: Arc::clone(&shared),
+        };
+        let mut pools: Vec<Self> = (0..placement.workers()).map(empty).collect();
+        for (group, frames) in own.into_iter().enumerate() {
+            let members = pools.iter_mut().filter(|pool| pool.group == group);
+            share_out(frames, members.collect(), shared.get(group));
         }
-        loop {
-            let batch: ArrayVec<Frame, BATCH> = frames.by_ref().take(BATCH).collect();
-            if batch.is_empty() {
-                return pools;
-            }
-            shared.put(batch);
-        }
+        pools
     }
 
     /// A frame with the usual headroom and no bytes; `None` if none is free.
@@ -430,8 +509,19 @@ impl Pool {
 
     #[cold]
     fn refill(&mut self) -> Option<()> {
-        self.local.extend(self.shared.take()?);
-        Some(())
+        let Self { local, leaving, group, shared } = self;
+        let others = (0..shared.len()).filter(|other| other != group);
+        for group in std::iter::once(*group).chain(others) {
+            if let Some(leaving) = leaving.get_mut(group).filter(|leaving| !leaving.is_empty()) {
+                local.extend(leaving.drain(..));
+                return Some(());
+            }
+            if let Some(batch) = shared.get(group).and_then(Shared::take) {
+                local.extend(batch);
+                return Some(());
+            }
+        }
+        None
     }
 
     /// Gives a frame back.
@@ -446,18 +536,62 @@ impl Pool {
     fn spill(&mut self, frame: Frame) {
         // The oldest go: they are the coldest.
         let spilled: ArrayVec<Frame, BATCH> = self.local.drain(..BATCH).collect();
-        self.shared.put(spilled);
         self.local.extend(Some(frame));
+        if let [shared] = &*self.shared {
+            return shared.put(spilled);
+        }
+        for frame in spilled {
+            let group = group_of(self.shared.iter().map(|shared| shared.end), frame.chunk);
+            let group = group.min(self.shared.len() - 1);
+            let (Some(leaving), Some(shared)) = (self.leaving.get_mut(group), self.shared.get(group)) else {
+                continue;
+            };
+            leaving.extend(Some(frame));
+            if leaving.is_full() {
+                shared.put(std::mem::take(leaving));
+            }
+        }
     }
 
     /// How many frames this pool could take now: its own and those shared. Exact while no other worker gives or takes.
     pub fn available(&self) -> usize {
-        self.local.len() + self.shared.frames.load(Ordering::Relaxed)
+        let shared = self.shared.iter().map(|shared| shared.frames.load(Ordering::Relaxed));
+        self.local() + shared.sum::<usize>()
     }
 
     /// How many frames this pool has for itself, out of reach of the others.
     pub fn local(&self) -> usize {
-        self.local.len()
+        self.local.len() + self.leaving.iter().map(ArrayVec::len).sum::<usize>()
+    }
+}
+
+/// The group whose chunks this is among; behind the last one, the number of groups.
+fn group_of(ends: impl Iterator<Item = u32>, chunk: u32) -> usize {
+    ends.take_while(|end| chunk >= *end).count()
+}
+
+/// Gives each pool of a group the same share of its frames, up to a limit, and the rest to what they share.
+fn share_out(frames: Vec<Frame>, mut pools: Vec<&mut Pool>, shared: Option<&Shared>) {
+    let share = (frames.len() / pools.len().max(1)).min(LOCAL / 2);
+    let mut frames = frames.into_iter();
+    for pool in &mut pools {
+        pool.local.extend(frames.by_ref().take(share));
+    }
+    // Too few for a batch: they go to the first workers, one each, rather than wait for one to run dry.
+    if frames.len() < pools.len() && share < LOCAL / 2 {
+        for (pool, frame) in pools.iter_mut().zip(frames) {
+            pool.give(frame);
+        }
+        return;
+    }
+    loop {
+        let batch: ArrayVec<Frame, BATCH> = frames.by_ref().take(BATCH).collect();
+        if batch.is_empty() {
+            return;
+        }
+        if let Some(shared) = shared {
+            shared.put(batch);
+        }
     }
 }
 
@@ -586,6 +720,92 @@ mod tests {
         }
         assert_eq!(first.available() + second.local(), 1024);
         assert!(second.local() <= LOCAL);
+    }
+
+    /// DP-2: each memory node's workers have frames of their own node, in proportion to their number, and whole huge pages.
+    #[test]
+    fn dp_2_each_node_has_its_part() {
+        // Three workers on node 0, one on node 1; that the processors are not there is no matter.
+        let placement = Placement::with_nodes(&[0, 1, 4, 2], |core| Some(u32::from(core / 4)));
+        for (frames, huge, end) in
+            [(4096, false, 3072), (4096, true, 3072), (500, false, 375), (1000, true, 512)]
+        {
+            let (arena, all) = Arena::placed(frames, huge, &placement).unwrap();
+            assert_eq!(arena.ends(), [end, frames]);
+            let mut pools = Pool::split_placed(all, &arena, &placement);
+            assert_eq!(
+                pools.iter().map(Pool::available).max(),
+                Some(
+                    usize::try_from(frames).unwrap() - pools.iter().map(Pool::local).sum::<usize>()
+                        + pools.iter().map(Pool::local).max().unwrap()
+                )
+            );
+            let mut first = |worker: usize, count: usize| -> Vec<u32> {
+                let pool = &mut pools[worker];
+                std::iter::from_fn(|| pool.take()).take(count).map(Frame::into_chunk).collect()
+            };
+            assert!(first(2, 120).iter().all(|chunk| *chunk >= end));
+            for worker in [0, 1, 3] {
+                assert!(first(worker, 120).iter().all(|chunk| *chunk < end), "{worker} {frames} {huge}");
+            }
+        }
+    }
+
+    /// DP-2: frames that went to another node's worker come home, and none is out of reach of a worker in need.
+    #[test]
+    fn dp_2_frames_come_home_to_their_node() {
+        let placement = Placement::with_nodes(&[0, 1], |core| Some(core.into()));
+        let (arena, all) = Arena::placed(2048, false, &placement).unwrap();
+        let mut pools = Pool::split_placed(all, &arena, &placement);
+        let (mut second, mut first) = (pools.pop().unwrap(), pools.pop().unwrap());
+        let mut foreign = 0;
+        for _ in 0..100_000 {
+            let frame = first.take().unwrap();
+            foreign += u32::from(frame.chunk >= 1024);
+            second.give(frame);
+        }
+        assert_eq!(foreign, 0, "all of what the first one took came back to it");
+        assert_eq!(
+            first.available() + second.available()
+                - first.shared.iter().map(|shared| shared.frames.load(Ordering::Relaxed)).sum::<usize>(),
+            2048
+        );
+        let mut all: Vec<u32> = std::iter::from_fn(|| second.take()).map(Frame::into_chunk).collect();
+        assert!(all.iter().any(|chunk| *chunk < 1024), "in need it takes the other's");
+        all.extend(std::iter::from_fn(|| first.take()).map(Frame::into_chunk));
+        all.sort_unstable();
+        assert_eq!(all, (0..2048).collect::<Vec<_>>());
+    }
+
+    /// DP-2: pages are on the node of the processor that they are for, as the kernel tells it.
+    #[test]
+    fn dp_2_pages_are_where_they_were_asked_for() {
+        let core = u16::try_from(rustix::thread::sched_getcpu()).unwrap();
+        let placement = Placement::of_cores(&[core]);
+        let Some(node) = placement.node_of(0) else {
+            eprintln!("not checked: this kernel knows no memory nodes");
+            return;
+        };
+        for huge in [false, true] {
+            let (arena, _frames) = Arena::placed(1024, huge, &placement).unwrap();
+            let maps = std::fs::read_to_string("/proc/self/numa_maps").unwrap();
+            // A mapping of the kernel's may begin before ours: the last one that begins no later.
+            let line = maps.lines().filter_map(|line| {
+                let (start, rest) = line.split_once(' ')?;
+                Some((usize::from_str_radix(start, 16).ok()?, rest))
+            });
+            let ours = line.filter(|(start, _)| *start <= arena.base().as_ptr().addr()).max().unwrap().1;
+            let counts: Vec<(u32, usize)> = ours
+                .split_whitespace()
+                .filter_map(|word| word.strip_prefix('N')?.split_once('='))
+                .map(|(node, pages)| (node.parse().unwrap(), pages.parse().unwrap()))
+                .collect();
+            assert!(
+                counts.iter().map(|(_, pages)| pages).sum::<usize>() * HUGE_PAGE >= 1024 * FRAME_SIZE,
+                "{ours}"
+            );
+            assert!(counts.iter().all(|(at, _)| *at == node), "{ours}");
+        }
     }
 
     /// DP-2: no frame is lost or doubled while workers give and take at the same time.

@@ -20,6 +20,7 @@ pub mod frame;
 pub mod handoff;
 pub mod header;
 pub mod inbound;
+pub mod numa;
 pub mod outbound;
 pub mod port;
 mod prefetch;

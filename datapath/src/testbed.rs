@@ -24,6 +24,7 @@ use crate::core::PortInfo;
 use crate::counters::WorkerCells;
 use crate::fib::{Fib, PortIndex, Resolver};
 use crate::frame::Arena;
+use crate::numa::Placement;
 use crate::port::memory::{MemoryHandle, MemoryPort};
 use crate::port::{LinkKind, Port};
 use crate::publish::Publisher;
@@ -191,7 +192,7 @@ impl Testbed {
             ledger: Ledger::open(state)?,
             sa_slots: layout.sa_slots,
             backend: layout.backend,
-            workers: layout.workers,
+            placement: Placement::anywhere(layout.workers),
         })?;
         let workers = Rc::new(RefCell::new(workers));
         let now = Rc::new(RefCell::new(Duration::ZERO));

@@ -26,6 +26,7 @@ use postern_datapath::assembly::{Assembly, Interface, Parts, assemble};
 use postern_datapath::core::PortInfo;
 use postern_datapath::fib::{Fib, Resolver};
 use postern_datapath::frame::{Arena, BATCH, Frame, HEADROOM, Pool};
+use postern_datapath::numa::Placement;
 use postern_datapath::port::netdev::Netdev;
 use postern_datapath::port::xsk::{Umem, XskError, XskOptions, XskSocket};
 use postern_datapath::port::{LinkKind, Port, PortStats};
@@ -325,7 +326,7 @@ fn dp_6_overload_is_counted() {
         ledger: Ledger::open(state.path()).unwrap(),
         sa_slots: 64,
         backend: Backend::Auto,
-        workers: 1,
+        placement: Placement::anywhere(1),
     })
     .unwrap();
     let worker = &mut workers[0];

@@ -35,6 +35,7 @@ use postern_datapath::core::PortInfo;
 use postern_datapath::crypto::{Engine, EspKey, SealOp, SealOutcome, SequenceCounter};
 use postern_datapath::fib::Resolver;
 use postern_datapath::frame::{Arena, BATCH, Frame, HEADROOM, Pool};
+use postern_datapath::numa::Placement;
 use postern_datapath::port::{LinkKind, Port};
 use postern_datapath::publish::Publisher;
 use postern_datapath::reserve::Ledger;
@@ -179,7 +180,7 @@ impl Gateway {
             ledger: Ledger::open(state.path()).expect("a ledger"),
             sa_slots: 4096,
             backend: Backend::Auto,
-            workers,
+            placement: Placement::anywhere(workers),
         })
         .expect("workers");
         let maker = Maker::new(work, size);

@@ -30,6 +30,7 @@ use postern_datapath::counters::WorkerCells;
 use postern_datapath::fib::Resolver;
 use postern_datapath::frame::{Arena, BATCH, Frame, Pool};
 use postern_datapath::header;
+use postern_datapath::numa::Placement;
 use postern_datapath::port::{LinkKind, Port};
 use postern_datapath::publish::Publisher;
 use postern_datapath::reserve::Ledger;
@@ -498,7 +499,7 @@ fn gateway(
         ledger: Ledger::open(state)?,
         sa_slots: 4096,
         backend: Backend::Auto,
-        workers: WORKERS,
+        placement: Placement::anywhere(WORKERS),
     })?;
     // Frames cross from one gateway to the other: all workers share one store of them.
     for (worker, pool) in workers.iter_mut().zip(pools.drain(..WORKERS)) {
