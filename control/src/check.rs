@@ -88,6 +88,8 @@ pub fn run(settings: &DatapathSettings, datapath_program: Option<&Path>, own: &P
     findings.push(machine.processor());
     findings.push(machine.crypto(settings.crypto.backend));
     findings.extend(machine.cores(settings));
+    findings.extend(machine.nodes(settings));
+    findings.extend(wakeup(settings));
     for interface in &settings.interfaces {
         findings.extend(machine.interface(interface, settings));
     }
@@ -180,6 +182,16 @@ fn af_xdp(settings: &DatapathSettings) -> Finding {
     }
 }
 
+fn wakeup(settings: &DatapathSettings) -> Option<Finding> {
+    (uses_xsk(settings) && !settings.need_wakeup).then(|| {
+        warn(
+            "need_wakeup",
+            "off: the kernel is called in every turn that has something for it, asked for or not",
+            "leave datapath.need_wakeup out, unless a driver forgets to ask",
+        )
+    })
+}
+
 fn memory_lock(settings: &DatapathSettings, exempt: bool) -> Finding {
     let needed = u64::from(settings.frames) * FRAME;
     match getrlimit(Resource::Memlock).current {
@@ -261,6 +273,12 @@ impl Machine {
             ("CONFIG_XDP_SOCKETS", xsk, Level::Fail, "frames cannot reach the workers"),
             ("CONFIG_BPF_JIT", xsk, Level::Warn, "the XDP program is interpreted, which is slow"),
             ("CONFIG_TUN", tun, Level::Fail, "a TUN device cannot be made"),
+            (
+                "CONFIG_NET_RX_BUSY_POLL",
+                xsk && settings.busy_poll_us > 0,
+                Level::Fail,
+                "busy polling is refused",
+            ),
             ("CONFIG_HUGETLBFS", settings.huge_pages, Level::Warn, "there are no huge pages"),
         ];
         let missing: Vec<_> =
@@ -449,6 +467,83 @@ impl Machine {
         vec![ok("cores", format!("{} workers, each with a core of its own", settings.workers()))]
     }
 
+    /// The memory node of a processor.
+    fn node(&self, core: u16) -> Option<u32> {
+        let entries = self.list(&format!("/sys/devices/system/cpu/cpu{core}"));
+        entries.iter().filter_map(|name| name.strip_prefix("node")?.parse().ok()).min()
+    }
+
+    /// On which memory nodes the workers and what they need are.
+    fn nodes(&self, settings: &DatapathSettings) -> Option<Finding> {
+        let nodes: BTreeSet<u32> = settings.cores.iter().filter_map(|core| self.node(*core)).collect();
+        let all = self.list("/sys/devices/system/node");
+        let all = all.iter().filter_map(|name| name.strip_prefix("node")?.parse::<u32>().ok()).count();
+        let list = nodes.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
+        if nodes.is_empty() {
+            return None;
+        }
+        Some(if settings.numa_local {
+            ok(
+                "memory nodes",
+                format!("the workers are on node {list} of {all}, each one's memory on its own"),
+            )
+        } else if all > 1 {
+            warn(
+                "memory nodes",
+                format!("the workers are on node {list} of {all}, their memory wherever the kernel puts it"),
+                "leave datapath.numa_local out",
+            )
+        } else {
+            ok("memory nodes", "one, so datapath.numa_local says nothing")
+        })
+    }
+
+    /// Workers that are on another memory node than the interface.
+    fn far_workers(&self, name: &str, settings: &DatapathSettings) -> Option<Finding> {
+        let node = self.read(&format!("/sys/class/net/{name}/device/numa_node"))?.parse::<u32>().ok()?;
+        let far: Vec<_> = settings
+            .cores
+            .iter()
+            .filter(|core| self.node(**core).is_some_and(|other| other != node))
+            .collect();
+        if far.is_empty() {
+            return None;
+        }
+        let near = self.read(&format!("/sys/devices/system/node/node{node}/cpulist"));
+        Some(warn(
+            name,
+            format!(
+                "it is on memory node {node}, the workers' processors {far:?} are not: packets cross between nodes"
+            ),
+            format!("name processors of that node with datapath.cores: {}", near.unwrap_or_default()),
+        ))
+    }
+
+    /// What busy polling needs of an interface.
+    fn busy_poll(&self, name: &str, driver: Option<&str>, settings: &DatapathSettings) -> Option<Finding> {
+        if settings.busy_poll_us == 0 {
+            return None;
+        }
+        if driver == Some("veth") {
+            return Some(warn(
+                name,
+                "busy polling: a veth tells Linux 6.14 and later of no receive loop to run, so busy_poll_us does nothing",
+                "datapath.busy_poll_us = 0, or a card",
+            ));
+        }
+        let base = format!("/sys/class/net/{name}");
+        let set = |file: &str| self.read(&format!("{base}/{file}")).is_some_and(|value| value != "0");
+        Some(if set("napi_defer_hard_irqs") && set("gro_flush_timeout") {
+            ok(name, format!("busy polling for {} µs, interrupts put off meanwhile", settings.busy_poll_us))
+        } else {
+            warn(
+                name,
+                "busy polling: interrupts are not put off, so they and the worker run the receive loop in turns",
+                format!("echo 2 > {base}/napi_defer_hard_irqs; echo 200000 > {base}/gro_flush_timeout"),
+            )
+        })
+    }
+
     fn interface(&self, interface: &InterfaceSettings, settings: &DatapathSettings) -> Vec<Finding> {
         let name = &interface.name;
         match interface.port {
@@ -485,6 +580,8 @@ impl Machine {
             info.lines().find_map(|line| line.strip_prefix("driver: ")).map(str::to_owned)
         });
         findings.push(driver_finding(interface, driver.as_deref()));
+        findings.extend(self.far_workers(name, settings));
+        findings.extend(self.busy_poll(name, driver.as_deref(), settings));
 
         let queues =
             self.list(&format!("{base}/queues")).iter().filter(|queue| queue.starts_with("rx-")).count();
@@ -725,6 +822,13 @@ mod tests {
             ("proc/meminfo", "HugePages_Free:        3\nHugepagesize:       2048 kB\n"),
             ("proc/cpuinfo", "processor: 0\nflags\t\t: fpu sse2\n"),
             ("sys/devices/system/cpu/online", "0-3"),
+            ("sys/devices/system/cpu/cpu1/node0/x", ""),
+            ("sys/devices/system/cpu/cpu7/node1/x", ""),
+            ("sys/devices/system/node/node0/cpulist", "0-3"),
+            ("sys/devices/system/node/node1/cpulist", "4-7"),
+            ("sys/class/net/eth0/device/numa_node", "1"),
+            ("sys/class/net/eth0/napi_defer_hard_irqs", "0"),
+            ("sys/class/net/eth0/gro_flush_timeout", "200000"),
             ("sys/class/net/eth0/operstate", "down"),
             ("sys/class/net/eth0/mtu", "9000"),
             ("sys/class/net/eth0/queues/rx-0/x", ""),
@@ -743,7 +847,7 @@ mod tests {
         std::os::unix::fs::symlink("socket:[4711]", root.join("proc/77/fd/3")).unwrap();
         let machine = Machine { root: root.clone() };
         let settings = settings(
-            "[datapath]\nhuge_pages = true\ncores = [1, 7]\ncrypto.backend = \"vaes256\"\n[[datapath.interface]]\nname = \"eth0\"\nrole = \"outside\"\n",
+            "[datapath]\nhuge_pages = true\nneed_wakeup = false\nbusy_poll_us = 20\nnuma_local = false\ncores = [1, 7]\ncrypto.backend = \"vaes256\"\n[[datapath.interface]]\nname = \"eth0\"\nrole = \"outside\"\n",
         );
         let mut findings = machine.kernel(&settings);
         findings.push(machine.capabilities());
@@ -751,6 +855,8 @@ mod tests {
         findings.push(machine.processor());
         findings.push(machine.crypto(settings.crypto.backend));
         findings.extend(machine.cores(&settings));
+        findings.extend(machine.nodes(&settings));
+        findings.extend(wakeup(&settings));
         findings.extend(machine.interface(&settings.interfaces[0], &settings));
         findings.extend(machine.ports());
         let text = show(&findings);
@@ -763,6 +869,12 @@ mod tests {
             "FAIL  crypto          crypto.backend = \"vaes256\", but the processor lacks AVX2, AES, PCLMULQDQ, VAES, VPCLMULQDQ",
             "take \"auto\" (here: ring)",
             "FAIL  cores           datapath.cores names [7], online are 0 to 3",
+            "FAIL  kernel options  CONFIG_NET_RX_BUSY_POLL is off: busy polling is refused",
+            "warn  memory nodes    the workers are on node 0, 1 of 2, their memory wherever the kernel puts it",
+            "warn  need_wakeup     off",
+            "warn  eth0            it is on memory node 1, the workers' processors [1] are not",
+            "processors of that node with datapath.cores: 4-7",
+            "warn  eth0            busy polling: interrupts are not put off",
             "warn  eth0            the interface is down",
             "warn  eth0            1 receive queues for 2 workers",
             "warn  eth0            MTU 9000",

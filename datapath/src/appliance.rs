@@ -20,7 +20,7 @@ use crate::numa::Placement;
 use crate::port::netdev::Netdev;
 use crate::port::socket::{HeldPort, NATT_PORT, SocketError, SocketOptions, SocketPort};
 use crate::port::tun::TunPort;
-use crate::port::xsk::{Umem, XskError, XskOptions, XskSocket};
+use crate::port::xsk::{BusyPoll, Umem, XskError, XskOptions, XskSocket};
 use crate::port::{LinkKind, Port};
 use crate::publish::Publisher;
 use crate::reserve::{Ledger, LedgerError};
@@ -133,6 +133,9 @@ fn relay_room(settings: &DatapathSettings, port: usize) -> Option<RelayRoom> {
 
 /// Whose memory is where.
 fn placement(settings: &DatapathSettings) -> Placement {
+    if !settings.numa_local {
+        return Placement::anywhere(settings.workers());
+    }
     let placement = Placement::of_cores(&settings.cores);
     for (worker, core) in settings.cores.iter().enumerate() {
         if let Some(node) = placement.node_of(worker) {
@@ -364,8 +367,15 @@ fn open_xsk(
         );
     }
     let sockets = u32::try_from(settings.interfaces.len() * workers).unwrap_or(u32::MAX);
-    let options = XskOptions { zero_copy: interface.zero_copy, ..XskOptions::default() }
-        .for_sockets(settings.frames, sockets);
+    let busy_poll = (settings.busy_poll_us > 0)
+        .then_some(BusyPoll { microseconds: settings.busy_poll_us, budget: settings.busy_poll_budget });
+    let options = XskOptions {
+        zero_copy: interface.zero_copy,
+        need_wakeup: settings.need_wakeup,
+        busy_poll,
+        ..XskOptions::default()
+    }
+    .for_sockets(settings.frames, sockets);
     let mut ports: Vec<Option<Box<dyn Port>>> = Vec::new();
     let mut by_worker = Vec::new();
     for worker in 0..workers {
@@ -380,7 +390,21 @@ fn open_xsk(
             steer.register_xsk(queue, fd.as_fd())?;
         }
         let copy = if socket.is_zero_copy() { "zero-copy" } else { "copy" };
-        by_worker.push(Some(format!("xsk {} {copy}", steer.mode())));
+        let wakeup = if settings.need_wakeup { "" } else { ", no need_wakeup" };
+        let busy = match (busy_poll, socket.is_busy_polled()) {
+            (None, _) => "",
+            (Some(_), true) => ", busy poll",
+            (Some(_), false) => {
+                tracing::warn!(
+                    interface = interface.name,
+                    queue,
+                    "busy polling: the driver has not told the kernel of a receive loop to run; Linux before 6.14 learns of it \
+                     with the first packet, later ones never: then busy_poll_us does nothing here"
+                );
+                ", busy poll not yet"
+            }
+        };
+        by_worker.push(Some(format!("xsk {} {copy}{wakeup}{busy}", steer.mode())));
         ports.push(Some(Box::new(socket)));
     }
     let info = PortInfo {

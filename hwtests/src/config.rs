@@ -55,6 +55,12 @@ pub struct Datapath {
     pub start: bool,
     /// Processors of the workers.
     pub cores: Vec<u16>,
+    /// Whether the kernel says when it wants to be called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub need_wakeup: Option<bool>,
+    /// How long a worker runs the driver's receive loop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub busy_poll_us: Option<u32>,
     /// What an idle worker does: `poll` or `spin`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle: Option<&'static str>,

@@ -182,6 +182,41 @@ fn dp_2_two_workers() -> Result<()> {
     })
 }
 
+/// DP-2: the kernel's interface as the configuration wants it: called in every turn, or polled busily. Traffic passes, and
+/// `status` shows what was asked for; each worker's memory is on its processor's node.
+#[test]
+fn dp_2_sockets_as_configured() -> Result<()> {
+    for (need_wakeup, busy_poll_us, shown) in [
+        (Some(false), None, "copy, no need_wakeup"),
+        (None, Some(20), "copy, busy poll"),
+        (Some(false), Some(20), "copy, no need_wakeup, busy poll"),
+    ] {
+        let mut topology = Topology::build(Kind::Pair)?;
+        topology.more_networks(Family::V4, 1)?;
+        let pair = topology.tunnel_to_more(0, Some(AES128GCM), None, Family::V4, Family::V4)?;
+        for (role, tunnel) in [("g1", pair.left()), ("g2", pair.right())] {
+            let mut config = gateway_config(vec![tunnel]);
+            config.datapath.cores = vec![0];
+            (config.datapath.need_wakeup, config.datapath.busy_poll_us) = (need_wakeup, busy_poll_us);
+            topology.start_node(role, config)?;
+        }
+        topology.check(|topology| {
+            let (host, to) = (topology.ns("h1")?, more_inside(Family::V4, 0, 10));
+            Ping::default().all(host, to)?;
+            IperfServer::start(topology.ns("h2")?, to, topology.dir())?.tcp_bytes(host, 2_000_000)?;
+            for role in ["g1", "g2"] {
+                let status = topology.node(role)?.cli(&["status"])?;
+                ensure!(status.contains(shown), "{role}: {shown:?} is not in\n{status}");
+                let log = topology.node(role)?.log();
+                let node = std::path::Path::new("/sys/devices/system/node").exists();
+                ensure!(!node || log.contains("the worker's memory is on its processor's node"), "{log}");
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
 /// DP-6: what a policy discards, and what no policy covers, does not pass, and the first is counted.
 #[test]
 fn dp_6_policies() -> Result<()> {

@@ -258,12 +258,22 @@ fn ops_2_findings_point_at_the_line() {
         (
             "[[tunnel]]",
             "[datapath]\nsoket = \"/x\"\n[[tunnel]]",
-            "t:2:1: error: `datapath`: unknown field `soket`, expected one of `socket`, `state`, `start`, `cores`, `frames`, `huge_pages`, `idle`, `fragments`, `relay`, `relay_entries`, `sa_slots`, `crypto`, `interface`; did you mean `socket`?",
+            "t:2:1: error: `datapath`: unknown field `soket`, expected one of `socket`, `state`, `start`, `cores`, `frames`, `huge_pages`, `numa_local`, `need_wakeup`, `busy_poll_us`, `busy_poll_budget`, `idle`, `fragments`, `relay`, `relay_entries`, `sa_slots`, `crypto`, `interface`; did you mean `socket`?",
         ),
         (
             "[[tunnel]]",
             "[datapath]\nframes = 1000\n[[tunnel]]",
             "t:1:1: error: `datapath`: frames = 1000: must be a power of two from 512 to 4194304",
+        ),
+        (
+            "[[tunnel]]",
+            "[datapath]\nbusy_poll_us = 2000000\n[[tunnel]]",
+            "t:1:1: error: `datapath`: busy_poll_us = 2000000: must be 0 (interrupts) to 1000000; 20 is usual",
+        ),
+        (
+            "[[tunnel]]",
+            "[datapath]\nbusy_poll_budget = 0\n[[tunnel]]",
+            "t:1:1: error: `datapath`: busy_poll_budget = 0: must be 1 to 65535; 64 is what drivers take by themselves",
         ),
         ("[[tunnel]]", "[tunel]", "t:1:2: error: `tunel`: unknown key; did you mean `tunnel`?"),
         (

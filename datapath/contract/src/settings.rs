@@ -167,6 +167,19 @@ pub struct DatapathSettings {
     /// Back the frames with huge pages; falls back to ordinary ones with a warning.
     #[serde(default)]
     pub huge_pages: bool,
+    /// Each worker's frames and tables are on the memory node of its processor; otherwise wherever the kernel puts them.
+    #[serde(default = "yes")]
+    pub numa_local: bool,
+    /// The kernel says when it wants to be called (`xsk`); otherwise it is called in every turn that has something for it.
+    #[serde(default = "yes")]
+    pub need_wakeup: bool,
+    /// Workers run the driver's receive loop themselves, in place of interrupts, for so many microseconds a call at most
+    /// (`xsk`). 0: interrupts do.
+    #[serde(default)]
+    pub busy_poll_us: u32,
+    /// Packets that the driver takes in one such call at most.
+    #[serde(default = "default_budget")]
+    pub busy_poll_budget: u16,
     /// What an idle worker does.
     #[serde(default)]
     pub idle: Idle,
@@ -206,6 +219,10 @@ const fn default_frames() -> u32 {
     8192
 }
 
+const fn default_budget() -> u16 {
+    64
+}
+
 const fn default_slots() -> u32 {
     1 << 17
 }
@@ -228,6 +245,12 @@ pub enum SettingsError {
         "relay_entries = {0}: must be 1 to 4194304; the XDP programs are left out with relay = \"worker\""
     )]
     RelayEntries(u32),
+    /// `busy_poll_us` out of range.
+    #[error("busy_poll_us = {0}: must be 0 (interrupts) to 1000000; 20 is usual")]
+    BusyPoll(u32),
+    /// `busy_poll_budget` out of range.
+    #[error("busy_poll_budget = 0: must be 1 to 65535; 64 is what drivers take by themselves")]
+    Budget,
     /// The same interface twice.
     #[error("interface {0:?} is named twice")]
     DuplicateInterface(String),
@@ -250,6 +273,12 @@ impl DatapathSettings {
         }
         if !(1..=1 << 22).contains(&self.relay_entries) {
             return Err(SettingsError::RelayEntries(self.relay_entries));
+        }
+        if self.busy_poll_us > 1_000_000 {
+            return Err(SettingsError::BusyPoll(self.busy_poll_us));
+        }
+        if self.busy_poll_budget == 0 {
+            return Err(SettingsError::Budget);
         }
         let mut names = std::collections::HashSet::new();
         for interface in &self.interfaces {

@@ -14,5 +14,5 @@ mod ring;
 mod socket;
 mod umem;
 
-pub use socket::{XskError, XskOptions, XskSocket, XskStatistics};
+pub use socket::{BusyPoll, XskError, XskOptions, XskSocket, XskStatistics};
 pub use umem::Umem;

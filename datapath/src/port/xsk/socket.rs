@@ -1,7 +1,7 @@
 //! One socket, bound to one queue of one interface.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
@@ -30,11 +30,25 @@ pub struct XskOptions {
     pub ring: u32,
     /// Frames kept lent to the kernel for reception, at most `ring`. All sockets' together should leave the pools some.
     pub fill: u32,
+    /// The kernel says when it wants to be called; otherwise it is called in every turn that has something for it.
+    pub need_wakeup: bool,
+    /// The worker runs the driver's receive loop, in place of interrupts.
+    pub busy_poll: Option<BusyPoll>,
+}
+
+/// How the driver's receive loop is run by whoever asks the socket for packets (Documentation/networking/napi, "busy
+/// polling").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusyPoll {
+    /// For how long at most, `SO_BUSY_POLL`.
+    pub microseconds: u32,
+    /// For how many packets at most, `SO_BUSY_POLL_BUDGET`.
+    pub budget: u16,
 }
 
 impl Default for XskOptions {
     fn default() -> Self {
-        Self { zero_copy: true, ring: 2048, fill: 2048 }
+        Self { zero_copy: true, ring: 2048, fill: 2048, need_wakeup: true, busy_poll: None }
     }
 }
 
@@ -82,6 +96,12 @@ pub enum XskError {
     /// The interface is down or went away.
     #[error("interface {0} is down: `ip link set {0} up`")]
     Down(String),
+    /// The options of busy polling.
+    #[error(
+        "interface {0}: the kernel refuses busy polling ({1}); it needs CONFIG_NET_RX_BUSY_POLL, Linux 5.11 and \
+         CAP_NET_ADMIN: see to that, or set datapath.busy_poll_us = 0"
+    )]
+    BusyPoll(String, io::Error),
     /// Ring or fill sizes that cannot be.
     #[error("ring size {0} must be a power of two from 64 to 32768, and fill {1} from 1 to the ring size")]
     Sizes(u32, u32),
@@ -120,6 +140,10 @@ pub struct XskSocket {
     interface: String,
     queue: u32,
     zero_copy: bool,
+    need_wakeup: bool,
+    busy_poll: bool,
+    /// There is a receive loop to run.
+    polled: bool,
     fill_target: usize,
     /// Batches in a row that were full.
     full: u32,
@@ -196,6 +220,13 @@ impl XskSocket {
         self.zero_copy
     }
 
+    /// Whether the worker runs the driver's receive loop. If that was asked for, it does as soon as the kernel knows the
+    /// loop: when the socket is bound, or (Linux before 6.14) within a second after the first packet; where the driver has
+    /// told the kernel of none, never.
+    pub fn is_busy_polled(&self) -> bool {
+        self.polled
+    }
+
     /// Frames that the kernel holds.
     pub fn lent(&self) -> usize {
         self.receiving.count() + self.sending.count()
@@ -240,7 +271,7 @@ impl XskSocket {
             .map_err(|_| XskError::NoInterface(interface.to_owned()))?;
 
         let arena = umem.arena();
-        let shared = umem.member(zero_copy);
+        let shared = umem.member(zero_copy, options.need_wakeup);
         if shared.is_none() {
             register(socket.as_fd(), arena).map_err(|errno| match errno {
                 Errno::NOBUFS | Errno::NOMEM | Errno::PERM => XskError::LockedMemory(arena.size()),
@@ -257,6 +288,11 @@ impl XskSocket {
         // is not allowed, transmission pauses sooner.
         let _ = sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER);
 
+        if let Some(wanted) = options.busy_poll {
+            busy_poll(socket.as_fd(), wanted)
+                .map_err(|error| XskError::BusyPoll(interface.to_owned(), error))?;
+        }
+
         // Rings are mapped before the bind: afterwards the kernel refuses.
         let offsets = sockopt::xdp_mmap_offsets(&socket).map_err(failed("asking for the rings' layout"))?;
         let (fd, ring) = (socket.as_fd(), options.ring);
@@ -267,30 +303,36 @@ impl XskSocket {
         let completion =
             Consumer::map(fd, ring, offsets.cr, XDP_UMEM_PGOFF_COMPLETION_RING).map_err(&mapped)?;
 
-        bind(fd, index, queue, zero_copy, shared.as_deref()).map_err(|errno| match errno {
-            Errno::BUSY => XskError::QueueBusy(interface.to_owned(), queue),
-            // Among the sockets of one registration a second one on a queue is EINVAL as well.
-            Errno::INVAL if umem.holds(index, queue) => XskError::QueueBusy(interface.to_owned(), queue),
-            Errno::INVAL => XskError::NoQueue(interface.to_owned(), queue),
-            Errno::NETDOWN => XskError::Down(interface.to_owned()),
-            Errno::NOBUFS | Errno::NOMEM => XskError::LockedMemory(arena.size()),
-            _ => failed("binding to the queue")(errno),
+        bind(fd, index, queue, (zero_copy, options.need_wakeup), shared.as_deref()).map_err(|errno| {
+            match errno {
+                Errno::BUSY => XskError::QueueBusy(interface.to_owned(), queue),
+                // Among the sockets of one registration a second one on a queue is EINVAL as well.
+                Errno::INVAL if umem.holds(index, queue) => XskError::QueueBusy(interface.to_owned(), queue),
+                Errno::INVAL => XskError::NoQueue(interface.to_owned(), queue),
+                Errno::NETDOWN => XskError::Down(interface.to_owned()),
+                Errno::NOBUFS | Errno::NOMEM => XskError::LockedMemory(arena.size()),
+                _ => failed("binding to the queue")(errno),
+            }
         })?;
         let granted = sockopt::xdp_options(fd).map_err(failed("asking for the mode"))?;
 
         let socket = Arc::new(socket);
-        umem.join(&socket, index, queue, zero_copy);
+        let busy_poll = options.busy_poll.is_some();
+        umem.join(&socket, (index, queue), zero_copy, options.need_wakeup);
         Ok(Self {
-            open: Some(Open { rx, tx, fill, completion, socket }),
             interface: interface.to_owned(),
             queue,
             zero_copy: granted.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY),
+            need_wakeup: options.need_wakeup,
+            busy_poll,
+            polled: busy_poll && napi(socket.as_fd()).is_some(),
             fill_target: usize::try_from(options.fill).unwrap_or(usize::MAX),
             full: 0,
             receiving: Ledger::new(arena.clone()),
             sending: Ledger::new(arena.clone()),
             stats: PortStats::default(),
             counted: XskStatistics::default(),
+            open: Some(Open { rx, tx, fill, completion, socket }),
         })
     }
 
@@ -332,7 +374,7 @@ impl XskSocket {
         let Some(Open { tx, socket, .. }) = &self.open else { return };
         let mut pending = tx.pending();
         for _ in 0..KICKS {
-            if pending == 0 || !tx.needs_wakeup() {
+            if pending == 0 || (self.need_wakeup && !tx.needs_wakeup()) {
                 return;
             }
             match rustix::net::send(socket, &[], SendFlags::DONTWAIT) {
@@ -371,6 +413,52 @@ impl XskSocket {
 /// Bytes for frames in flight in copy mode: a full ring of full frames with the kernel's own overhead.
 const SEND_BUFFER: usize = 16 << 20;
 
+/// Lets the socket run the driver's receive loop.
+fn busy_poll(socket: BorrowedFd<'_>, wanted: BusyPoll) -> io::Result<()> {
+    let microseconds = libc::c_int::try_from(wanted.microseconds).unwrap_or(libc::c_int::MAX);
+    for (name, value) in [
+        (libc::SO_PREFER_BUSY_POLL, 1),
+        (libc::SO_BUSY_POLL, microseconds),
+        (libc::SO_BUSY_POLL_BUDGET, wanted.budget.into()),
+    ] {
+        // JUSTIFICATION: rustix has none of these options.
+        // SAFETY: the kernel reads one integer, which outlives the call, from the address.
+        let done = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                name,
+                (&raw const value).cast(),
+                SIZE_OF_INT,
+            )
+        };
+        if done != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's number of the receive loop that the socket's packets come from, if it knows it.
+fn napi(socket: BorrowedFd<'_>) -> Option<u32> {
+    let (mut number, mut len) = (0_u32, SIZE_OF_INT);
+    // JUSTIFICATION: rustix does not have this option.
+    // SAFETY: the kernel writes at most `len` bytes to the integer, and the length to `len`; both outlive the call.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_INCOMING_NAPI_ID,
+            (&raw mut number).cast(),
+            &raw mut len,
+        )
+    };
+    (done == 0 && number > 0).then_some(number)
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "4 fits")]
+const SIZE_OF_INT: libc::socklen_t = size_of::<libc::c_int>() as libc::socklen_t;
+
 fn register(socket: BorrowedFd<'_>, arena: &Arena) -> Result<(), Errno> {
     let chunk_size = u32::try_from(FRAME_SIZE).map_err(|_| Errno::INVAL)?;
     let registration = XdpUmemReg {
@@ -389,7 +477,7 @@ fn bind(
     socket: BorrowedFd<'_>,
     index: u32,
     queue: u32,
-    zero_copy: bool,
+    (zero_copy, need_wakeup): (bool, bool),
     shared: Option<&OwnedFd>,
 ) -> Result<(), Errno> {
     if let Some(shared) = shared {
@@ -401,18 +489,26 @@ fn bind(
         );
     }
     let mode = if zero_copy { SocketAddrXdpFlags::XDP_ZEROCOPY } else { SocketAddrXdpFlags::XDP_COPY };
-    rustix::net::bind(
-        socket,
-        &SocketAddrXdp::new(mode | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP, index, queue),
-    )
+    let wakeup =
+        if need_wakeup { SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP } else { SocketAddrXdpFlags::empty() };
+    rustix::net::bind(socket, &SocketAddrXdp::new(mode | wakeup, index, queue))
 }
 
 impl Port for XskSocket {
     fn receive(&mut self, _arena: &Arena, pool: &mut Pool, out: &mut ArrayVec<Frame, BATCH>) {
-        let Some(Open { rx, .. }) = &mut self.open else { return };
+        let Some(Open { rx, socket, .. }) = &mut self.open else { return };
         let mut any = false;
+        // Runs the driver's receive loop, if nothing waits: then it puts into the ring what there is.
+        let mut poll = self.polled;
         while !out.is_full() {
-            let Some(desc) = rx.pop() else { break };
+            let Some(desc) = rx.pop() else {
+                if !std::mem::take(&mut poll) {
+                    break;
+                }
+                let _ = rustix::net::recv(&*socket, &mut [0_u8; 0], RecvFlags::DONTWAIT);
+                continue;
+            };
+            poll = false;
             any = true;
             match self.receiving.reclaim(desc.addr, desc.len) {
                 // A packet in several frames is only received by sockets that ask for such.
@@ -514,7 +610,8 @@ impl Port for XskSocket {
 
     fn describe(&self) -> String {
         let mode = if self.zero_copy { "zero-copy" } else { "copy" };
-        format!("xsk {mode} {} queue {}", self.interface, self.queue)
+        let busy = if self.busy_poll { ", busy poll" } else { "" };
+        format!("xsk {mode} {} queue {}{busy}", self.interface, self.queue)
     }
 
     fn busy(&self) -> bool {
@@ -522,6 +619,7 @@ impl Port for XskSocket {
     }
 
     fn ask_kernel(&mut self) {
+        self.polled |= self.busy_poll && self.fd().and_then(napi).is_some();
         self.counted = self.statistics().unwrap_or(self.counted);
     }
 
@@ -548,7 +646,7 @@ mod tests {
         let (arena, _frames) = Arena::new(1, false).unwrap();
         let umem = Umem::new(arena);
         for (ring, fill) in [(0, 1), (100, 1), (32, 1), (2048, 0), (2048, 2049), (1 << 20, 1)] {
-            let options = XskOptions { zero_copy: false, ring, fill };
+            let options = XskOptions { zero_copy: false, ring, fill, ..XskOptions::default() };
             assert!(matches!(XskSocket::bind(&umem, "lo", 0, options), Err(XskError::Sizes(..))));
         }
         assert_eq!(XskOptions::default().for_sockets(1024, 4).fill, 128);

@@ -8,7 +8,7 @@ use crate::frame::{Arena, FRAME_SIZE, Frame};
 /// An [`Arena`] that AF_XDP sockets share. A clone is another handle on the same.
 ///
 /// The first socket registers the memory; each later one, of whatever interface and queue, binds to it with `XDP_SHARED_UMEM`
-/// and brings its own fill and completion ring. The kernel gives all sockets of one registration the same mode, so an
+/// and brings its own fill and completion ring. The kernel gives all sockets of one registration the same modes, so an
 /// interface without zero-copy among others with it makes a second registration of the same memory: an address means the same
 /// chunk in both, and frames pass between the sockets of both without being copied.
 #[derive(Clone, Debug)]
@@ -23,6 +23,7 @@ struct Member {
     interface: u32,
     queue: u32,
     zero_copy: bool,
+    need_wakeup: bool,
 }
 
 impl Umem {
@@ -36,11 +37,11 @@ impl Umem {
         &self.arena
     }
 
-    /// A bound socket of this mode, whose registration a new one can share.
-    pub(super) fn member(&self, zero_copy: bool) -> Option<Arc<OwnedFd>> {
+    /// A bound socket of these modes, whose registration a new one can share.
+    pub(super) fn member(&self, zero_copy: bool, need_wakeup: bool) -> Option<Arc<OwnedFd>> {
         self.living()
             .iter()
-            .filter(|member| member.zero_copy == zero_copy)
+            .filter(|member| (member.zero_copy, member.need_wakeup) == (zero_copy, need_wakeup))
             .find_map(|member| member.socket.upgrade())
     }
 
@@ -50,8 +51,20 @@ impl Umem {
     }
 
     /// Makes a bound socket known.
-    pub(super) fn join(&self, socket: &Arc<OwnedFd>, interface: u32, queue: u32, zero_copy: bool) {
-        self.living().push(Member { socket: Arc::downgrade(socket), interface, queue, zero_copy });
+    pub(super) fn join(
+        &self,
+        socket: &Arc<OwnedFd>,
+        (interface, queue): (u32, u32),
+        zero_copy: bool,
+        need_wakeup: bool,
+    ) {
+        self.living().push(Member {
+            socket: Arc::downgrade(socket),
+            interface,
+            queue,
+            zero_copy,
+            need_wakeup,
+        });
     }
 
     fn living(&self) -> MutexGuard<'_, Vec<Member>> {
