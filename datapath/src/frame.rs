@@ -470,7 +470,7 @@ impl Pool {
     fn split_by(frames: Vec<Frame>, placement: &Placement, ends: &[u32]) -> Vec<Self> {
         let mut own: Vec<Vec<Frame>> = (0..placement.groups()).map(|_| Vec::new()).collect();
         for frame in frames {
-            let group = group_of(ends.iter().copied(), frame.chunk).min(own.len() - 1);
+            let group = group_of(ends.iter().copied(), frame.chunk()).min(own.len() - 1);
             if let Some(own) = own.get_mut(group) {
                 own.push(frame);
             }
@@ -541,7 +541,7 @@ impl Pool {
             return shared.put(spilled);
         }
         for frame in spilled {
-            let group = group_of(self.shared.iter().map(|shared| shared.end), frame.chunk);
+            let group = group_of(self.shared.iter().map(|shared| shared.end), frame.chunk());
             let group = group.min(self.shared.len() - 1);
             let (Some(leaving), Some(shared)) = (self.leaving.get_mut(group), self.shared.get(group)) else {
                 continue;
@@ -761,7 +761,7 @@ mod tests {
         let mut foreign = 0;
         for _ in 0..100_000 {
             let frame = first.take().unwrap();
-            foreign += u32::from(frame.chunk >= 1024);
+            foreign += u32::from(frame.chunk() >= 1024);
             second.give(frame);
         }
         assert_eq!(foreign, 0, "all of what the first one took came back to it");
