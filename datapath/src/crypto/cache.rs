@@ -161,7 +161,11 @@ impl<K: Expanded> KeyCache<K> {
     pub(super) fn claim(&mut self, serial: Serial, enough: impl FnOnce(&K) -> bool) -> Option<(usize, bool)> {
         match self.find(serial) {
             Some(slot) => Some((slot, self.keys.get(slot).is_some_and(enough))),
-            None if self.is_full(serial) && let Some(slot) = self.pass(serial) => Some((slot, false)),
+            None if self.is_full(serial)
+                && let Some(slot) = self.pass(serial) =>
+            {
+                Some((slot, false))
+            }
             None => Some((self.evict(serial)?, false)),
         }
     }
