@@ -27,27 +27,33 @@ struct Place(Option<(IpAddr, Route)>);
 const _: () = assert!(size_of::<Place>() == 64);
 
 /// Names a route of the cache, and where it stands: no other route has or had the name.
+///
+/// A number in halves, so that it fits where there is no room for 8 bytes in a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ExitName(u64);
+pub struct ExitName([u32; 2]);
 
 impl ExitName {
     /// Of no route.
-    pub const NONE: Self = Self(u64::MAX);
+    pub const NONE: Self = Self([u32::MAX; 2]);
 
     /// The `version`th name, of a route that stands at `at`, below [`PLACES`].
+    #[expect(clippy::cast_possible_truncation, reason = "in halves")]
     const fn new(version: u64, at: usize) -> Self {
-        Self(version * PLACES as u64 + at as u64)
+        let number = version * PLACES as u64 + at as u64;
+        Self([(number >> 32) as u32, number as u32])
     }
 
     /// Where the route stands: below [`PLACES`], a power of two.
     #[inline]
-    fn at(self) -> usize {
-        usize::try_from(self.0).unwrap_or_default() & (PLACES - 1)
+    const fn at(self) -> usize {
+        let Self([_, low]) = self;
+        low as usize & (PLACES - 1)
     }
 }
 
 /// An IPv4 destination.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(16))]
 struct Known {
     destination: Ipv4Addr,
     /// Its route, if that still has the name.

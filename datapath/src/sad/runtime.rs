@@ -57,6 +57,8 @@ pub struct Inbound {
     pub stopped: bool,
     /// The peer is not at the address that it was installed with, but at the one in [`Rest`].
     moved: bool,
+    /// A copy of the key, if that is a short one.
+    key: ShortKey,
     /// What usual packets are held against.
     pub expected: Expected,
 }
@@ -83,20 +85,21 @@ pub struct Outbound {
     pub reserving: bool,
     /// The peer is not at the address that it was installed with, but at the one in [`Rest`].
     moved: bool,
+    /// A copy of the key, if that is a short one.
+    key: ShortKey,
     /// What the headers of usual packets are made of.
     pub template: Template,
 }
 
 const _: () = assert!(size_of::<Option<Inbound>>() == 128 && size_of::<Option<Outbound>>() == 128);
-const _: () = assert!(std::mem::offset_of!(Inbound, expected) == 64);
-const _: () = assert!(std::mem::offset_of!(Outbound, template) == 64);
+const _: () = assert!(std::mem::offset_of!(Inbound, key) == 64);
+const _: () = assert!(std::mem::offset_of!(Outbound, key) == 64);
 
 /// What a usual inbound packet is held against: of a plain SA with one selector of IPv4 addresses, with a peer on IPv4,
-/// and without limits of packets or bytes. With a copy of its key, if that is a short one.
-#[derive(Debug)]
+/// and without limits of packets or bytes.
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Expected {
-    key: ShortKey,
     /// What decrypted packets must match.
     pub selector: V4,
     /// The peer's address.
@@ -120,8 +123,7 @@ const fn bit(bit: u8, set: bool) -> u8 {
 }
 
 impl Expected {
-    const NOTHING: Self =
-        Self { key: ShortKey::VACANT, selector: V4::NOTHING, peer: 0, bits: 0, front: 0, icv_len: 0 };
+    const NOTHING: Self = Self { selector: V4::NOTHING, peer: 0, bits: 0, front: 0, icv_len: 0 };
 
     fn new(config: &SaShared, peer: IpAddr) -> Self {
         let (SaKey::Esp(key), IpAddr::V4(peer), Some(selector)) = (&config.key, peer, config.selector())
@@ -139,7 +141,6 @@ impl Expected {
                 | bit(ENCAPSULATED, config.encap.is_some()),
             front: header + layout.iv_len,
             icv_len: layout.icv_len,
-            ..Self::NOTHING
         }
     }
 
@@ -174,14 +175,12 @@ pub const HEAD: usize = ip4::MIN_LEN + udp::LEN + 4;
 /// TTL and hop limit of outer headers (RFC 1700's default; RFC 4301 section 5.1.2 leaves it to configuration).
 pub const OUTER_TTL: u8 = 64;
 
-/// What usual outbound packets get: of a plain SA over IPv4 without limits of packets or bytes. With a copy of its key, if
-/// that is a short one.
-#[derive(Debug)]
+/// What usual outbound packets get: of a plain SA over IPv4 without limits of packets or bytes.
+#[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Template {
     /// How packets to the peer left last.
     pub exit: ExitName,
-    key: ShortKey,
     source: u32,
     destination: u32,
     /// Source and destination port of UDP.
@@ -220,7 +219,6 @@ pub struct Varying {
 impl Template {
     const NOTHING: Self = Self {
         exit: ExitName::NONE,
-        key: ShortKey::VACANT,
         source: 0,
         destination: 0,
         ports: 0,
@@ -252,7 +250,6 @@ impl Template {
         let ecn = if config.path.ecn { ECN } else { 0 };
         let made = Self {
             exit: ExitName::NONE,
-            key: ShortKey::VACANT,
             source,
             destination,
             ports,
@@ -371,6 +368,7 @@ impl Inbound {
             peer_port: config.encap.map_or(0, |encap| encap.remote_port),
             stopped: false,
             moved: false,
+            key: ShortKey::VACANT,
             expected: Expected::new(&config, config.remote),
             config,
         }
@@ -394,6 +392,7 @@ impl Outbound {
             stopped: false,
             reserving: false,
             moved: false,
+            key: ShortKey::VACANT,
             template: Template::new(
                 &config,
                 config.remote,
@@ -437,14 +436,14 @@ impl Rest {
 }
 
 macro_rules! with_a_peer {
-    ($($sa:ty, $hot:ident);+) => { $(
+    ($($sa:ty),+) => { $(
         impl $sa {
             /// The key of an SA of ESP in a table: the copy beside the rest if there is one, so that packets do not have to
             /// wait for the configuration.
             #[inline]
             pub fn esp_key(&self) -> Option<KeyRef<'_>> {
-                if !self.$hot.key.is_vacant() {
-                    return Some(KeyRef::Short(&self.$hot.key));
+                if !self.key.is_vacant() {
+                    return Some(KeyRef::Short(&self.key));
                 }
                 match &self.config.key {
                     SaKey::Esp(key) => Some(key.into()),
@@ -455,8 +454,8 @@ macro_rules! with_a_peer {
             /// Copies the key, where the SA is going to stay.
             fn learn_key(&mut self) {
                 match &self.config.key {
-                    SaKey::Esp(key) => self.$hot.key.copy(key),
-                    SaKey::Ah(_) => self.$hot.key.vacate(),
+                    SaKey::Esp(key) => self.key.copy(key),
+                    SaKey::Ah(_) => self.key.vacate(),
                 }
             }
         }
@@ -466,7 +465,7 @@ macro_rules! with_a_peer {
             /// would leave behind (OPS-4).
             pub fn install(&mut self, index: u32, sa: $sa, rest: Rest) -> Option<($sa, Rest)> {
                 if let Some(old) = self.get_mut(index) {
-                    old.$hot.key.vacate();
+                    old.key.vacate();
                 }
                 let old = self.put(index, sa, rest);
                 if let Some(new) = self.get_mut(index) {
@@ -477,7 +476,7 @@ macro_rules! with_a_peer {
 
             /// Takes the SA at `index` out, without the copy of its key.
             pub fn remove(&mut self, index: u32) -> Option<($sa, Rest)> {
-                self.get_mut(index)?.$hot.key.vacate();
+                self.get_mut(index)?.key.vacate();
                 self.take(index)
             }
 
@@ -527,4 +526,4 @@ macro_rules! with_a_peer {
     )+ };
 }
 
-with_a_peer!(Inbound, expected; Outbound, template);
+with_a_peer!(Inbound, Outbound);
