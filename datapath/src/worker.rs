@@ -279,8 +279,9 @@ impl Worker {
         }
         let mut opened = false;
         while self.inbound.remaining() > 0 && self.outbound.remaining() > 0 {
-            let inboxes = Arc::clone(&self.core.inboxes);
-            let parcel = inboxes.get(usize::from(self.core.id)).and_then(crate::handoff::Inbox::pop);
+            // The list itself is shared by all workers: a clone would make its count go to and fro between them.
+            let parcel =
+                self.core.inboxes.get(usize::from(self.core.id)).and_then(crate::handoff::Inbox::pop);
             let Some(parcel) = parcel else { break };
             opened = true;
             match parcel {
@@ -324,18 +325,18 @@ impl Worker {
 
     /// Sorts the frames of one port into the batches, by the parser that the XDP program runs as well (DP-1).
     fn parse(&mut self, port: PortIndex, mut frames: ArrayVec<Frame, BATCH>) {
-        let ports = Arc::clone(&self.core.ports);
-        let Some(info) = ports.get(usize::from(port.0)) else { return };
+        let Some(info) = self.core.ports.get(usize::from(port.0)) else { return };
+        let (role, host) = (info.role, info.host);
         let link = match info.link {
             LinkKind::Ethernet => Link::Ethernet,
             LinkKind::Ip => Link::Ip,
         };
         // Where all outer packets leave through a socket there is no short way.
         if link == Link::Ethernet && self.core.socket_port.is_none() {
-            if info.role.is_outside() {
+            if role.is_outside() {
                 inbound::quick::take(&self.core, &mut self.quick_inbound, &mut frames);
             }
-            if info.role.is_inside() && !info.host && !frames.is_empty() {
+            if role.is_inside() && !host && !frames.is_empty() {
                 outbound::quick::take(&self.core, &mut self.quick_outbound, &mut frames);
             }
         }
@@ -344,7 +345,7 @@ impl Worker {
             let usual = if link == Link::Ethernet { classify_usual(packet) } else { None };
             let classified = usual.unwrap_or_else(|| classify(&packet, link));
             let refused = match classified.class {
-                Class::Esp | Class::EspInUdp | Class::Ah if info.role.is_outside() => {
+                Class::Esp | Class::EspInUdp | Class::Ah if role.is_outside() => {
                     match arrive(&self.core.arena, &mut frame, port, classified) {
                         Ok(arrival) => match self.inbound.push(frame, arrival) {
                             Ok(()) => continue,
@@ -356,19 +357,17 @@ impl Worker {
                         Err(reason) => reason,
                     }
                 }
-                Class::NattKeepalive if info.role.is_outside() => DropReason::NattKeepalive,
-                Class::IpsecFragment if info.role.is_outside() => DropReason::Fragment,
+                Class::NattKeepalive if role.is_outside() => DropReason::NattKeepalive,
+                Class::IpsecFragment if role.is_outside() => DropReason::Fragment,
                 // To a host behind us a datagram on port 4500 may carry anything: what is sound as an IP packet is left to
                 // the outbound stages, which look at nothing else.
-                Class::Malformed
-                    if !info.role.is_inside() || !agrees(&self.core.arena, &frame, classified) =>
-                {
+                Class::Malformed if !role.is_inside() || !agrees(&self.core.arena, &frame, classified) => {
                     DropReason::Malformed
                 }
                 Class::TooManyExtensionHeaders => DropReason::TooManyExtensionHeaders,
                 Class::NotIp => DropReason::NotForUs,
-                _ if info.role.is_inside() => {
-                    let came = if info.host { Came::Host } else { Came::Forwarded };
+                _ if role.is_inside() => {
+                    let came = if host { Came::Host } else { Came::Forwarded };
                     match frame.shrink_front(usize::from(classified.network)) {
                         Some(()) => match self.outbound.push(frame, Cleartext { port, came }) {
                             Ok(()) => continue,
