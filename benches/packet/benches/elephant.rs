@@ -4,7 +4,7 @@
 //! packets to be made or copied; 2,048 of them, as a ring has, in memory of their own. A pass is timed from the moment when
 //! they are there to the one when the last is transmitted; then the order is looked at: ESP numbers going
 //! out, numbers in the payload coming in. One and two workers take turns, on threads of their own on the first two
-//! processors. `--size 1400`, `--rounds N`, `--json FILE`.
+//! processors. `--size 1400`, `--work decap`, `--rounds N`, `--json FILE`.
 #![allow(
     clippy::expect_used,
     clippy::panic,
@@ -254,15 +254,19 @@ impl Gateway {
         let Self { publisher, workers, arena, lane, gone, frames, maker, .. } = self;
         let stop = AtomicBool::new(false);
         let clock = Clock::start();
+        let all = workers.len();
         std::thread::scope(|scope| {
             for (core, worker) in workers.iter_mut().enumerate() {
                 let stop = &stop;
-                scope.spawn(move || {
+                let work = move || {
                     let mut set = rustix::thread::CpuSet::new();
                     set.set(core);
                     let _ = rustix::thread::sched_setaffinity(None, &set);
                     worker.run(clock, Idle::Spin, stop);
-                });
+                };
+                // Named, so that a profile tells them apart.
+                let name = format!("worker {core} of {all}");
+                std::thread::Builder::new().name(name).spawn_scoped(scope, work).expect("a thread");
             }
             let mut spent = Vec::new();
             for _ in 0..count {
@@ -423,14 +427,16 @@ fn main() {
         |name: &str, otherwise: usize| value(name).map_or(otherwise, |text| text.parse().expect("a number"));
     let rounds = number("--rounds", if bench { 5 } else { 1 });
     let (passes, count) = if bench { (150, FRAMES) } else { (2, FRAMES) };
-    let wanted = value("--size");
+    let (wanted, direction) = (value("--size"), value("--work"));
     let mut rows = Vec::new();
     println!(
         "work   size  one worker: ns   Mpps   Gb/s  two workers: ns   Mpps   Gb/s  ratio   best ns: one, two  ratio  helped"
     );
     for (name, work) in [("encap", Work::Encap), ("decap", Work::Decap)] {
         for size in [64_usize, 512, 1400] {
-            if wanted.as_ref().is_some_and(|wanted| *wanted != size.to_string()) {
+            let named =
+                |wanted: &Option<String>, this: &str| wanted.as_ref().is_none_or(|wanted| wanted == this);
+            if !named(&wanted, &size.to_string()) || !named(&direction, name) {
                 continue;
             }
             let mut one = Gateway::new(work, size, count, 1, FanOut::ByLoad);
