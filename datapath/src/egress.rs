@@ -64,6 +64,14 @@ pub fn put(room: &mut ArrayVec<Frame, BATCH>, mut frame: Frame, from: PortIndex)
     let _ = room.try_push(frame);
 }
 
+/// The same with `len` bytes of the frame, those behind the first `front`.
+#[inline]
+pub fn put_part(room: &mut ArrayVec<Frame, BATCH>, mut frame: Frame, from: PortIndex, front: u16, len: u16) {
+    // The caller has seen that it has so many.
+    let _ = frame.cut(front, len);
+    put(room, frame, from);
+}
+
 /// Where a frame that was queued came in.
 fn origin(frame: &Frame) -> PortIndex {
     PortIndex(u16::try_from(frame.note()).unwrap_or(u16::MAX))

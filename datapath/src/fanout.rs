@@ -1,10 +1,10 @@
 //! One SA on several workers (DP-8).
 //!
-//! The worker that owns an SA does all that has an order: it draws numbers and writes headers, moves the window, and sends.
-//! Sealing and opening have none. So the owner may lay batches of packets out as [`Job`]s on its [`Desk`]; any worker with
-//! nothing better to do takes one, seals or opens its packets, and puts it back. Each job has a ticket, and the owner goes
-//! on with jobs in the order of their tickets, so packets leave in the order of their numbers and are accepted in the
-//! order in which they came.
+//! The worker that owns an SA does all that has an order: it draws numbers, moves the window, and sends. The rest has none:
+//! sealing and opening, and of usual packets the headers as well, those of the tunnel and those of the link. So the owner
+//! may lay batches of packets out as [`Job`]s on its [`Desk`]; any worker with nothing better to do takes one, does its
+//! packets, and puts it back. Each job has a ticket, and the owner goes on with jobs in the order of their tickets, so
+//! packets leave in the order of their numbers and are accepted in the order in which they came.
 //!
 //! What holds:
 //! - An SA of which packets are out (it is *open*) gets no packet past them: all its packets go by tickets until the last
@@ -25,18 +25,22 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
+use crossbeam::utils::CachePadded;
 use postern_contract::counters::DropReason;
+use postern_wire::ether;
 
 use crate::command::{Returned, Table};
 use crate::core::Core;
 use crate::crypto::{Engine, OpenOp, Outcome, Reserved, SealOp, SealOutcome};
-use crate::fib::{PortIndex, Route};
+use crate::egress;
+use crate::fib::{CachedFib, Exit, PortIndex, Resolver, Route};
 use crate::frame::{Arena, BATCH, Frame};
 use crate::header;
 use crate::inbound::{self, Arrival, InboundBatch};
 use crate::outbound;
 use crate::prefetch;
 use crate::sad::config::{SaKey, SaShared};
+use crate::sad::runtime::{Expected, Inbound, Outbound, Template};
 
 /// Packets of one job: as many as an outbound batch can grow to.
 pub const PACKETS: usize = 2 * BATCH;
@@ -50,6 +54,16 @@ const ROOM: usize = 5;
 const TREND: u32 = 32;
 /// Packets of one SA in a batch that make it worth a job.
 const ELEPHANT: usize = BATCH / 4;
+/// Bytes of the longest packet that is asked for as a whole before it is sealed or opened; of others, those at the front and
+/// those at the back.
+const WHOLE: usize = 640;
+const FRONT: usize = 192;
+const BACK: usize = 32;
+/// No run has this number.
+const NO_RUN: u16 = u16::MAX;
+/// Bytes that packets other than usual ones have on average, at least: with fewer, handing them over costs more than it
+/// gains. Usual ones gain at every length.
+pub const WORTH: usize = 256;
 /// Packets with which the owner goes on in one turn before it looks at its ports again.
 const BUDGET: usize = 4 * BATCH;
 /// Jobs that a worker without packets of its own does for others in one turn.
@@ -67,16 +81,79 @@ pub struct Job {
     pub(crate) outbound: ArrayVec<Outgoing, PACKETS>,
     /// To be opened.
     pub(crate) inbound: ArrayVec<Incoming, BATCH>,
+    /// Usual packets.
+    usual: Usual,
 }
+
+/// Usual packets of a job, in columns by who writes and who reads them: what the owner will read again stays in its cache
+/// meanwhile, and few lines come back. The helper does all that has no order, headers too, so that the owner never touches
+/// what the helper wrote in a packet.
+#[derive(Default)]
+struct Usual {
+    /// To be given headers and sealed.
+    plain: ArrayVec<Plain, BATCH>,
+    /// Their numbers, until they are sealed.
+    numbers: ArrayVec<Reserved, BATCH>,
+    /// What the helper says of them.
+    ends: ArrayVec<SealOutcome, BATCH>,
+    /// To be opened and taken out of their ESP.
+    sealed: ArrayVec<Sealed, BATCH>,
+    /// What their headers say; for the owner alone.
+    heads: ArrayVec<inbound::quick::Head, BATCH>,
+    /// What the helper says of them.
+    opened: ArrayVec<Opened, BATCH>,
+}
+
+/// A usual packet that has a number and the room for its headers. Its frame notes where it came in.
+struct Plain {
+    frame: Frame,
+    shape: outbound::quick::Shape,
+    run: u8,
+}
+
+/// A usual packet that the window would take now. Its frame notes where it came in.
+struct Sealed {
+    frame: Frame,
+    /// Its full number.
+    sequence: u64,
+    /// Offset of the ESP header.
+    at: u8,
+    /// The outer TOS.
+    tos: u8,
+    run: u8,
+}
+
+/// What became of a [`Sealed`].
+#[derive(Clone, Copy)]
+enum Opened {
+    /// It is ready to be sent.
+    Bare(inbound::quick::Bare),
+    /// It is opened, and no usual one.
+    Unusual,
+    BadIcv,
+    BadLength,
+}
+
+const _: () = assert!(size_of::<Plain>() == 24 && size_of::<Sealed>() == 32 && size_of::<Opened>() <= 10);
 
 /// An SA of a job's packets.
 pub struct Run {
     table: Table,
     sa: u32,
     config: Arc<SaShared>,
-    /// Where outbound packets go.
-    route: Route,
+    way: Way,
     packets: u32,
+}
+
+/// What becomes of the packets of an SA.
+#[derive(Clone, Copy)]
+enum Way {
+    /// Outbound packets, usual or not, have their headers, and go there.
+    Route(Route),
+    /// Usual packets get these headers, and leave through the port.
+    Write(Template, [u8; ether::LEN], PortIndex),
+    /// Usual packets are held against that.
+    Strip(Expected),
 }
 
 /// A packet to be sealed: headers, plaintext and trailer are there.
@@ -87,8 +164,6 @@ pub struct Outgoing {
     pub from: PortIndex,
     /// Offset of the ESP header.
     pub at: u16,
-    /// Where it leaves, if it has its link header already.
-    pub out: Option<PortIndex>,
     /// Its number, until it is sealed.
     pub number: Option<Reserved>,
     run: u8,
@@ -101,8 +176,6 @@ pub struct Incoming {
     pub frame: Frame,
     /// What its headers say.
     pub arrival: Arrival,
-    /// The same of a usual packet, which goes on in fewer steps.
-    pub(crate) usual: Option<inbound::quick::Head>,
     /// Its full number.
     pub sequence: u64,
     run: u8,
@@ -111,14 +184,8 @@ pub struct Incoming {
 
 impl Outgoing {
     /// A packet that the owner has made ready.
-    pub fn new(
-        frame: Frame,
-        from: PortIndex,
-        at: u16,
-        number: Option<Reserved>,
-        out: Option<PortIndex>,
-    ) -> Self {
-        Self { frame, from, at, out, number, run: 0, outcome: SealOutcome::BadLength }
+    pub fn new(frame: Frame, from: PortIndex, at: u16, number: Option<Reserved>) -> Self {
+        Self { frame, from, at, number, run: 0, outcome: SealOutcome::BadLength }
     }
 
     pub(crate) fn run(&self) -> u8 {
@@ -133,13 +200,8 @@ impl Outgoing {
 
 impl Incoming {
     /// A packet that the window would take now.
-    pub(crate) fn new(
-        frame: Frame,
-        arrival: Arrival,
-        sequence: u64,
-        usual: Option<inbound::quick::Head>,
-    ) -> Self {
-        Self { frame, arrival, usual, sequence, run: 0, outcome: Outcome::Pending }
+    pub(crate) fn new(frame: Frame, arrival: Arrival, sequence: u64) -> Self {
+        Self { frame, arrival, sequence, run: 0, outcome: Outcome::Pending }
     }
 
     pub(crate) fn run(&self) -> u8 {
@@ -168,26 +230,62 @@ impl Job {
             runs: ArrayVec::new(),
             outbound: ArrayVec::new(),
             inbound: ArrayVec::new(),
+            usual: Usual::default(),
         })
     }
 
     fn len(&self) -> usize {
-        self.outbound.len() + self.inbound.len()
+        self.outbound.len() + self.inbound.len() + self.usual.plain.len() + self.usual.sealed.len()
     }
 
     /// The run of the SA; neighbours of one SA share one. `None` when there is no room for another.
-    fn run(&mut self, table: Table, sa: u32, config: &Arc<SaShared>, route: Route) -> Option<u8> {
+    #[inline]
+    fn run(
+        &mut self,
+        table: Table,
+        sa: u32,
+        config: &Arc<SaShared>,
+        way: impl FnOnce() -> Way,
+    ) -> Option<u8> {
         if self.runs.last().is_none_or(|last| last.sa != sa || last.table != table) {
-            let run = Run { table, sa, config: Arc::clone(config), route, packets: 0 };
+            let run = Run { table, sa, config: Arc::clone(config), way: way(), packets: 0 };
             self.runs.try_push(run).ok()?;
         }
-        self.runs.last_mut()?.packets += 1;
         u8::try_from(self.runs.len() - 1).ok()
     }
 
+    /// Counts the packets of each run.
+    fn count(&mut self) {
+        let all = self.len();
+        let Self { runs, outbound, inbound, usual: Usual { plain, sealed, .. }, .. } = self;
+        if let [run] = runs.as_mut_slice() {
+            run.packets = u32::try_from(all).unwrap_or(u32::MAX);
+            return;
+        }
+        let of_outbound = outbound.iter().map(|packet| packet.run);
+        let of_inbound = inbound.iter().map(|packet| packet.run);
+        let of_usual = plain.iter().map(|packet| packet.run).chain(sealed.iter().map(|packet| packet.run));
+        for run in of_outbound.chain(of_inbound).chain(of_usual) {
+            if let Some(run) = runs.get_mut(usize::from(run)) {
+                run.packets += 1;
+            }
+        }
+    }
+
     /// Seals and opens.
-    pub fn work(&mut self, arena: &Arena, engine: &mut Engine) {
-        let Self { runs, outbound, inbound, .. } = self;
+    pub fn work(&mut self, tools: Tools<'_>) {
+        let Tools { arena, engine, fib, resolver, now } = tools;
+        let Self { runs, outbound, inbound, usual, .. } = self;
+        if !usual.plain.is_empty() {
+            write_and_seal(arena, engine, runs, usual);
+        }
+        if !usual.sealed.is_empty() {
+            open_and_strip(arena, engine, runs, usual, |bytes, at, tos, expected| {
+                let (bare, exit) = inbound::quick::strip(bytes, at, tos, expected, fib)?;
+                exit.tell(resolver, now);
+                Some(bare)
+            });
+        }
         if !outbound.is_empty() {
             seal(arena, engine, runs, outbound);
         }
@@ -197,11 +295,32 @@ impl Job {
     }
 }
 
+/// What a job is done with, by whoever does it.
+pub struct Tools<'a> {
+    arena: &'a Arena,
+    engine: &'a mut Engine,
+    fib: &'a mut CachedFib,
+    resolver: &'a mut Resolver,
+    now: u32,
+}
+
+impl<'a> Tools<'a> {
+    /// A worker's, with an engine for the owner's keys.
+    pub fn of(core: &'a mut Core, engine: &'a mut Engine) -> Self {
+        let Core { arena, fib, resolver, now, .. } = core;
+        Self { arena, engine, fib, resolver, now: *now }
+    }
+}
+
 /// Where a packet that is back belongs.
 pub(crate) fn place(runs: &[Run], core: &Core, run: u8) -> Place {
     let found = runs.get(usize::from(run));
     let sa = found.filter(|run| run.stands(core)).map(|run| run.sa);
-    Place { sa, route: found.map_or(Route::Unreachable, |run| run.route) }
+    let route = match found.map(|run| run.way) {
+        Some(Way::Route(route)) => route,
+        _ => Route::Unreachable,
+    };
+    Place { sa, route }
 }
 
 impl Run {
@@ -218,6 +337,90 @@ impl Run {
             Arc::ptr_eq(now, &self.config)
                 || now.id == self.config.id && now.key_check == self.config.key_check
         })
+    }
+}
+
+/// Asks for a packet that will be written, from wherever it is.
+#[inline]
+fn warm(arena: &Arena, frame: &mut Frame) {
+    let bytes = arena.bytes_mut(frame);
+    if bytes.len() <= WHOLE {
+        prefetch::to_write(bytes);
+    } else if let Some((front, rest)) = bytes.split_at_mut_checked(FRONT) {
+        // What is between, the processor fetches ahead by itself.
+        prefetch::to_write(front);
+        let back = rest.len().saturating_sub(BACK);
+        prefetch::to_write(rest.get_mut(back..).unwrap_or_default());
+    }
+}
+
+/// Gives usual packets headers and seals them.
+fn write_and_seal(arena: &Arena, engine: &mut Engine, runs: &[Run], usual: &mut Usual) {
+    let Usual { plain, numbers, ends, .. } = usual;
+    prefetch::list(plain);
+    prefetch::list(numbers);
+    for Plain { frame, .. } in plain.iter_mut() {
+        warm(arena, frame);
+    }
+    let mut ops = ArrayVec::<SealOp<'_>, BATCH>::new();
+    for (Plain { frame, shape, run }, sequence) in plain.iter_mut().zip(numbers.drain(..)) {
+        let run = runs.get(usize::from(*run));
+        let Some((Way::Write(template, link, _), SaKey::Esp(key))) =
+            run.map(|run| (&run.way, &run.config.key))
+        else {
+            // Not reached: `put_plain` saw to it. What has no outcome is not sent.
+            break;
+        };
+        let bytes = arena.bytes_mut(frame);
+        outbound::quick::write(template, link, *shape, &sequence, bytes);
+        let packet = bytes.get_mut(ether::LEN + usize::from(template.at())..).unwrap_or_default();
+        ops.push(SealOp { key: key.into(), sequence, esn: template.esn(), packet });
+    }
+    *ends = engine.seal(ops);
+}
+
+/// Opens usual packets and makes them ready to be sent.
+fn open_and_strip(
+    arena: &Arena,
+    engine: &mut Engine,
+    runs: &[Run],
+    usual: &mut Usual,
+    mut strip: impl FnMut(&mut [u8], u8, u8, &Expected) -> Option<inbound::quick::Bare>,
+) {
+    let Usual { sealed, opened, .. } = usual;
+    let expected = |run: u8| match runs.get(usize::from(run)).map(|run| &run.way) {
+        Some(Way::Strip(expected)) => Some(expected),
+        _ => None,
+    };
+    prefetch::list(sealed);
+    for Sealed { frame, .. } in sealed.iter_mut() {
+        warm(arena, frame);
+    }
+    let mut ops = ArrayVec::<OpenOp<'_>, BATCH>::new();
+    for Sealed { frame, sequence, at, run, .. } in sealed.iter_mut() {
+        let found = runs.get(usize::from(*run)).map(|run| &run.config.key);
+        let Some((SaKey::Esp(key), expected)) = found.zip(expected(*run)) else {
+            // Not reached: `put_sealed` saw to it. What has no outcome goes no further.
+            break;
+        };
+        let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
+        ops.push(OpenOp { key: key.into(), sequence: *sequence, esn: expected.esn(), packet, outcome: Outcome::Pending });
+    }
+    engine.open(&mut ops);
+    let outcomes: ArrayVec<Outcome, BATCH> = ops.iter().map(|op| op.outcome).collect();
+    drop(ops);
+    opened.clear();
+    for (Sealed { frame, at, tos, run, .. }, outcome) in sealed.iter_mut().zip(outcomes) {
+        opened.push(match outcome {
+            Outcome::Opened => {
+                // The frame is left as it is: the owner has it in its cache.
+                let bare =
+                    expected(*run).and_then(|expected| strip(arena.bytes_mut(frame), *at, *tos, expected));
+                bare.map_or(Opened::Unusual, Opened::Bare)
+            }
+            Outcome::BadLength => Opened::BadLength,
+            Outcome::BadIcv | Outcome::Pending => Opened::BadIcv,
+        });
     }
 }
 
@@ -280,9 +483,9 @@ struct Desk {
     jobs: ArrayQueue<Box<Job>>,
     done: ArrayQueue<Box<Job>>,
     /// Its worker could do something for others.
-    idle: AtomicBool,
+    idle: CachePadded<AtomicBool>,
     /// Its worker has expanded keys of others.
-    holds_keys: AtomicBool,
+    holds_keys: CachePadded<AtomicBool>,
 }
 
 /// The desks of all workers.
@@ -304,8 +507,8 @@ impl Exchange {
         let desk = || Desk {
             jobs: ArrayQueue::new(room),
             done: ArrayQueue::new(room),
-            idle: AtomicBool::new(false),
-            holds_keys: AtomicBool::new(false),
+            idle: CachePadded::new(AtomicBool::new(false)),
+            holds_keys: CachePadded::new(AtomicBool::new(false)),
         };
         Arc::new(Self { desks: (0..workers).map(|_| desk()).collect(), wipes: AtomicU64::new(0) })
     }
@@ -426,15 +629,17 @@ impl Fan {
         self.open.iter().any(|(t, s, _)| (*t, *s) == (table, sa))
     }
 
-    /// The SA that most of a batch belongs to, if this worker has more than it can take.
-    pub fn elephant(&self, mut sas: impl Iterator<Item = u32> + Clone) -> Option<u32> {
+    /// The SA that most of a batch belongs to, if this worker has more than it can take and its packets have `worth` bytes
+    /// on average.
+    pub fn elephant(&self, packets: impl Iterator<Item = (u32, usize)> + Clone, worth: usize) -> Option<u32> {
         if !self.by_load {
             return None;
         }
-        let all = sas.clone().count();
-        let first = sas.next()?;
-        let of_first = 1 + sas.filter(|sa| *sa == first).count();
-        (of_first >= ELEPHANT && 2 * of_first >= all).then_some(first)
+        let all = packets.clone().count();
+        let (first, _) = packets.clone().next()?;
+        let lengths = packets.filter(|(sa, _)| *sa == first).map(|(_, len)| len);
+        let (of_first, bytes) = lengths.fold((0, 0), |(count, bytes), len| (count + 1, bytes + len));
+        (of_first >= ELEPHANT && 2 * of_first >= all && bytes >= worth * of_first).then_some(first)
     }
 
     /// Whether packets of this SA go to the desk now. `elephant`: the SA is one.
@@ -467,7 +672,7 @@ impl Fan {
             if job.outbound.is_full() {
                 return None;
             }
-            Some((job.run(Table::Outbound, sa, config, route)?, job))
+            Some((job.run(Table::Outbound, sa, config, || Way::Route(route))?, job))
         });
         let Some((run, job)) = run else { return Err(packet.frame) };
         packet.run = run;
@@ -486,11 +691,71 @@ impl Fan {
             if job.inbound.is_full() {
                 return None;
             }
-            Some((job.run(Table::Inbound, sa, config, Route::Unreachable)?, job))
+            Some((job.run(Table::Inbound, sa, config, || Way::Route(Route::Unreachable))?, job))
         });
         let Some((run, job)) = run else { return Err(packet.frame) };
         packet.run = run;
         job.inbound.push(packet);
+        Ok(())
+    }
+
+    /// Takes the number of a usual packet that is to leave through `exit`, and tells the run; [`Self::put_plain`] takes
+    /// the packets in the same order.
+    #[inline]
+    pub(crate) fn number_plain(&mut self, number: Reserved, sa: u32, state: &Outbound, exit: &Exit) -> u16 {
+        let Some(job) = self.fill().filter(|job| !job.usual.numbers.is_full()) else { return NO_RUN };
+        let way = || Way::Write(state.template, exit.link, exit.port);
+        let Some(run) = job.run(Table::Outbound, sa, &state.config, way) else { return NO_RUN };
+        if job.usual.numbers.is_empty() {
+            prefetch::room_for(job.usual.plain.as_ptr(), BATCH);
+            prefetch::room_for(job.usual.numbers.as_ptr(), BATCH);
+        }
+        job.usual.numbers.push(number);
+        run.into()
+    }
+
+    /// Adds a usual packet to the job that is being filled. Gives the frame back when there was no room for its number.
+    #[inline]
+    pub(crate) fn put_plain(
+        &mut self,
+        frame: Frame,
+        from: PortIndex,
+        shape: outbound::quick::Shape,
+        run: u16,
+    ) -> Result<(), Frame> {
+        let run = u8::try_from(run).ok();
+        let (Some(run), Some(job)) = (run, &mut self.filling) else { return Err(frame) };
+        job.usual.plain.push(Plain { frame, shape, run });
+        if let Some(plain) = job.usual.plain.last_mut() {
+            plain.frame.set_note(from.0.into());
+        }
+        Ok(())
+    }
+
+    /// The same with a usual packet to be opened.
+    #[inline]
+    pub(crate) fn put_sealed(
+        &mut self,
+        frame: Frame,
+        from: PortIndex,
+        head: inbound::quick::Head,
+        sequence: u64,
+        sa: u32,
+        state: Option<&Inbound>,
+    ) -> Result<(), Frame> {
+        let filling = self.fill().filter(|job| !job.usual.sealed.is_full());
+        let Some((job, state)) = filling.zip(state) else { return Err(frame) };
+        let way = || Way::Strip(state.expected);
+        let Some(run) = job.run(Table::Inbound, sa, &state.config, way) else { return Err(frame) };
+        if job.usual.sealed.is_empty() {
+            prefetch::room_for(job.usual.sealed.as_ptr(), BATCH);
+        }
+        job.usual.sealed.push(Sealed { frame, sequence, at: head.at, tos: head.tos, run });
+        // In its place: see `egress::put_part`.
+        if let Some(sealed) = job.usual.sealed.last_mut() {
+            sealed.frame.set_note(from.0.into());
+        }
+        job.usual.heads.push(head);
         Ok(())
     }
 
@@ -644,6 +909,8 @@ fn complete(core: &mut Core, mut job: Box<Job>) {
     if !job.outbound.is_empty() {
         outbound::resume(core, &mut job);
     }
+    send(core, &mut job);
+    deliver(core, &mut job);
     for run in job.runs.drain(..) {
         core.fan.closed(&run);
         let same = run.current(core).is_some_and(|now| Arc::ptr_eq(now, &run.config));
@@ -654,6 +921,68 @@ fn complete(core: &mut Core, mut job: Box<Job>) {
         }
     }
     core.fan.free.push(job);
+}
+
+/// Sends the usual packets that were sealed.
+fn send(core: &mut Core, job: &mut Job) {
+    let Job { runs, usual: Usual { plain, ends, .. }, .. } = job;
+    let mut last = None;
+    for (index, Plain { frame, run, .. }) in plain.drain(..).enumerate() {
+        let (sa, out) = match last {
+            Some((same, sa, out)) if same == run => (sa, out),
+            _ => {
+                let out = match runs.get(usize::from(run)).map(|run| &run.way) {
+                    Some(Way::Write(_, _, out)) => Some(*out),
+                    _ => None,
+                };
+                (place(runs, core, run).sa, out)
+            }
+        };
+        last = Some((run, sa, out));
+        let from = origin(&frame);
+        match (sa, out, ends.get(index)) {
+            (Some(_), Some(out), Some(SealOutcome::Sealed)) => egress::enqueue(core, frame, from, out),
+            (Some(sa), ..) => core.discard_of_sa(frame, from, DropReason::BadLength, Table::Outbound, sa),
+            (None, ..) => core.discard(frame, from, DropReason::SaGone),
+        }
+    }
+    ends.clear();
+}
+
+/// Where a usual packet came in.
+fn origin(frame: &Frame) -> PortIndex {
+    PortIndex(u16::try_from(frame.note()).unwrap_or(u16::MAX))
+}
+
+/// Accepts and delivers the usual packets that were opened.
+fn deliver(core: &mut Core, job: &mut Job) {
+    let Job { runs, usual: Usual { sealed, heads, opened, .. }, .. } = job;
+    prefetch::list(opened);
+    let mut last = None;
+    for (index, Sealed { frame, sequence, run, .. }) in sealed.drain(..).enumerate() {
+        let sa = match last {
+            Some((same, sa)) if same == run => sa,
+            _ => place(runs, core, run).sa,
+        };
+        last = Some((run, sa));
+        let from = origin(&frame);
+        let Some(sa) = sa else {
+            core.discard(frame, from, DropReason::SaGone);
+            continue;
+        };
+        let bare = match (heads.get(index), opened.get(index)) {
+            (Some(head), Some(Opened::Bare(bare))) => Ok((head, Some(bare))),
+            (Some(head), Some(Opened::Unusual)) => Ok((head, None)),
+            (_, Some(Opened::BadLength)) => Err(DropReason::BadLength),
+            _ => Err(DropReason::BadIcv),
+        };
+        match bare {
+            Ok((head, bare)) => inbound::quick::resume(core, frame, head, sa, sequence, bare),
+            Err(reason) => core.discard_of_sa(frame, from, reason, Table::Inbound, sa),
+        }
+    }
+    heads.clear();
+    opened.clear();
 }
 
 /// Gets the lines that will be read and written back from the helper's cache, of all packets at once. What will be written
@@ -669,8 +998,7 @@ fn fetch(arena: &Arena, job: &mut Job) {
         ends.into_iter().flatten().for_each(prefetch::object);
         bytes.get_mut(inner).into_iter().for_each(own);
     }
-    // Those that have their link header are not touched any more.
-    for packet in job.outbound.iter_mut().filter(|packet| packet.out.is_none()) {
+    for packet in &mut job.outbound {
         arena.bytes_mut(&mut packet.frame).first_mut().into_iter().for_each(own);
     }
 }
@@ -678,6 +1006,7 @@ fn fetch(arena: &Arena, job: &mut Job) {
 /// Lays out the job that was filled.
 pub fn hand_out(core: &mut Core) {
     let Some(mut job) = core.fan.filling.take() else { return };
+    job.count();
     let fan = &mut core.fan;
     (job.owner, job.ticket) = (fan.id, fan.tail);
     fan.tail += 1;
@@ -705,7 +1034,8 @@ pub fn hand_out(core: &mut Core) {
 
 /// The owner does one of its jobs itself.
 fn do_it(core: &mut Core, mut job: Box<Job>) {
-    job.work(&core.arena, &mut core.crypto);
+    let Core { arena, crypto: engine, fib, resolver, now, .. } = core;
+    job.work(Tools { arena, engine, fib, resolver, now: *now });
     if let Some(late) = core.fan.file(job) {
         complete(core, late);
     }
@@ -736,7 +1066,7 @@ pub fn share(core: &mut Core, full: bool, received: bool) -> bool {
 
 /// Does jobs of others.
 fn help(core: &mut Core, most: usize) -> bool {
-    let Core { fan, arena, inboxes, cells, .. } = core;
+    let Core { fan, arena, inboxes, cells, fib, resolver, now, .. } = core;
     let Some(engine) = &mut fan.foreign else { return false };
     let mut done = 0;
     for desk in fan.exchange.others(fan.id) {
@@ -744,10 +1074,13 @@ fn help(core: &mut Core, most: usize) -> bool {
             && let Some(mut job) = desk.jobs.pop()
         {
             done += 1;
-            job.work(arena, engine);
+            job.work(Tools { arena, engine, fib, resolver, now: *now });
             cells.helped.add(job.len() as u64);
             if let Some(own) = fan.exchange.desks.get(usize::from(fan.id)) {
-                own.holds_keys.store(true, Ordering::SeqCst);
+                // Only this worker writes it.
+                if !own.holds_keys.load(Ordering::Relaxed) {
+                    own.holds_keys.store(true, Ordering::SeqCst);
+                }
             }
             let owner = usize::from(job.owner);
             // There is room for all boxes.

@@ -175,17 +175,7 @@ pub(crate) fn resume(core: &mut Core, batch: &mut InboundBatch, job: &mut Job) {
             Outcome::BadIcv | Outcome::Pending => Next::DropOfSa(DropReason::BadIcv),
             Outcome::BadLength => Next::DropOfSa(DropReason::BadLength),
         };
-        let Incoming { frame, arrival, sequence, usual, .. } = packet;
-        if let (Some(head), Some(sa)) = (&usual, place.sa) {
-            match next {
-                Next::Continue => quick::resume(core, frame, head, sa, sequence, arrival.port),
-                Next::DropOfSa(reason) | Next::Drop(reason) => {
-                    core.discard_of_sa(frame, arrival.port, reason, Table::Inbound, sa);
-                }
-                _ => core.pool.give(frame),
-            }
-            continue;
-        }
+        let Incoming { frame, arrival, sequence, .. } = packet;
         batch.frames.push(frame);
         batch.arrivals.push(arrival);
         batch.sas.push(place.sa.unwrap_or(NO_LINK));
@@ -209,9 +199,9 @@ fn spread(core: &Core, batch: &mut InboundBatch) {
     let going = |arrival: &Arrival, next: &Next| {
         *next == Next::Continue && arrival.protocol == IpsecProtocol::Esp && arrival.under == NO_LINK
     };
-    let sas = izip!(&batch.arrivals, &batch.sas, &batch.next);
-    let sas = sas.filter(|(arrival, _, next)| going(arrival, next)).map(|(_, sa, _)| *sa);
-    let elephant = core.fan.elephant(sas);
+    let packets = izip!(&batch.arrivals, &batch.sas, &batch.next, &batch.frames);
+    let packets = packets.filter(|(arrival, _, next, _)| going(arrival, next));
+    let elephant = core.fan.elephant(packets.map(|(_, sa, _, frame)| (*sa, frame.len())), fanout::WORTH);
     let mut last = (NO_LINK, false);
     for (arrival, sa, next) in izip!(&batch.arrivals, &batch.sas, &mut batch.next) {
         if !going(arrival, next) {
@@ -744,7 +734,7 @@ fn dispatch(core: &mut Core, batch: &mut InboundBatch) {
             }
             Next::Fan => {
                 let sequence = batch.sequences.get(index).copied().unwrap_or_default();
-                let packet = Incoming::new(frame, *arrival, sequence, None);
+                let packet = Incoming::new(frame, *arrival, sequence);
                 let config = core.inbound.get(*sa).map(|state| &state.config);
                 if let Err(frame) = core.fan.put_inbound(packet, *sa, config) {
                     core.discard_of_sa(frame, arrival.port, fanout::FULL, Table::Inbound, *sa);

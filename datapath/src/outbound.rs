@@ -147,9 +147,9 @@ fn spread(core: &Core, batch: &mut OutboundBatch) {
         return;
     }
     let going = |number: &Option<Reserved>, next: Next| next == Next::Continue && number.is_some();
-    let sas = izip!(&batch.sas, &batch.numbers, &batch.next);
-    let sas = sas.filter(|(_, number, next)| going(number, **next)).map(|(sa, ..)| *sa);
-    let elephant = core.fan.elephant(sas);
+    let packets = izip!(&batch.sas, &batch.numbers, &batch.next, &batch.frames);
+    let packets = packets.filter(|(_, number, next, _)| going(number, **next));
+    let elephant = core.fan.elephant(packets.map(|(sa, _, _, frame)| (*sa, frame.len())), fanout::WORTH);
     let mut last = (NO_LINK, false);
     for (sa, number, next) in izip!(&batch.sas, &batch.numbers, &mut batch.next) {
         if !going(number, *next) {
@@ -173,17 +173,13 @@ pub(crate) fn resume(core: &mut Core, job: &mut Job) {
     for packet in packets.drain(..) {
         let place = fanout::place(runs, core, packet.run());
         let (sealed, from) = (packet.is_sealed(), packet.from);
-        let (mut frame, at, out) = (packet.frame, usize::from(packet.at), packet.out);
+        let (mut frame, at) = (packet.frame, usize::from(packet.at));
         let Some(sa) = place.sa else {
             core.discard(frame, from, DropReason::SaGone);
             continue;
         };
         if !sealed {
             core.discard_of_sa(frame, from, DropReason::BadLength, Table::Outbound, sa);
-            continue;
-        }
-        if let Some(out) = out {
-            egress::enqueue(core, frame, from, out);
             continue;
         }
         let written = core
@@ -860,7 +856,7 @@ fn dispatch(core: &mut Core, batch: &mut OutboundBatch) {
         let port = cleartext.port;
         match (next, flow) {
             (Next::Fan, _) => {
-                let packet = Outgoing::new(frame, port, *at, number.take(), None);
+                let packet = Outgoing::new(frame, port, *at, number.take());
                 let config = core.outbound.get(*sa).map(|state| &state.config);
                 if let Err(frame) = core.fan.put_outbound(packet, *sa, config, *route) {
                     core.discard_of_sa(frame, port, fanout::FULL, Table::Outbound, *sa);

@@ -31,6 +31,47 @@ fn line(at: *const i8) {
 #[cfg(not(target_arch = "x86_64"))]
 fn line(_at: *const i8) {}
 
+/// Asks for the lines of a list.
+#[inline]
+pub fn list<T>(list: &[T]) {
+    let first = list.as_ptr().cast::<i8>();
+    let skipped = first.addr() % LINE;
+    for offset in (0..size_of_val(list) + skipped).step_by(LINE) {
+        line(first.wrapping_sub(skipped).wrapping_add(offset));
+    }
+}
+
+/// Asks for lines that will be written, so that no other processor keeps a copy.
+#[inline]
+pub fn to_write<T>(list: &mut [T]) {
+    room_for(list.as_ptr(), list.len());
+}
+
+/// The same of the room for so many, from `first`.
+#[inline]
+pub fn room_for<T>(first: *const T, count: usize) {
+    let first = first.cast::<u8>();
+    let skipped = first.addr() % LINE;
+    for offset in (0..count * size_of::<T>() + skipped).step_by(LINE) {
+        own(first.wrapping_sub(skipped).wrapping_add(offset));
+    }
+}
+
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline]
+fn own(at: *const u8) {
+    // JUSTIFICATION: stable Rust has no way to prefetch for writing; the intrinsic leaves that out unless the build is for
+    // processors that have it for sure.
+    // SAFETY: a prefetch changes nothing that a program can see and never faults, whatever the address; processors without
+    // this one do nothing instead.
+    unsafe {
+        core::arch::asm!("prefetchw [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+}
+
+#[cfg(any(not(target_arch = "x86_64"), miri))]
+fn own(_at: *const u8) {}
+
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 

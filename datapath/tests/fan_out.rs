@@ -18,10 +18,12 @@ use postern_contract::counters::DropReason;
 use postern_contract::request::Operation;
 use postern_contract::sa::{FanOut, Mode};
 use postern_contract::settings::Idle;
-use postern_datapath::fanout::PATIENCE;
+use postern_datapath::crypto::Engine;
+use postern_datapath::fanout::{Job, PATIENCE, Tools};
 use postern_datapath::testbed::{INSIDE_MAC, OUTSIDE_MAC, Testbed, frame};
 use postern_datapath::worker::Clock;
-use postern_wire::esp;
+use postern_wire::ids::Protocol;
+use postern_wire::{esp, ip4};
 
 /// Enough turns without packets that a worker counts as idle.
 const QUIET: usize = 64;
@@ -232,7 +234,7 @@ fn dp_8_replays_in_different_jobs() {
     let mut engine = engine();
     // They come back in another order.
     for mut job in jobs.into_iter().rev() {
-        job.work(&pair.b.workers.borrow()[0].core.arena, &mut engine);
+        work(&pair.b, &mut job, &mut engine);
         exchange.put_back(job);
     }
     let inner = pair.b.departed().1;
@@ -242,8 +244,13 @@ fn dp_8_replays_in_different_jobs() {
     balanced(&pair.b);
 }
 
-fn engine() -> postern_datapath::crypto::Engine {
-    postern_datapath::crypto::Engine::select(postern_datapath::testbed::backend(), 4).unwrap()
+fn engine() -> Engine {
+    Engine::select(postern_datapath::testbed::backend(), 4).unwrap()
+}
+
+/// Does a job as a helper does.
+fn work(bed: &Testbed, job: &mut Job, engine: &mut Engine) {
+    job.work(Tools::of(&mut bed.workers.borrow_mut()[1].core, engine));
 }
 
 /// DP-8: a helper that stalls holds up its own packets for a while, and no others for good.
@@ -274,7 +281,7 @@ fn dp_8_stalled_helper() {
     pair.a.settle();
     assert_eq!(left(&pair.a.outside).len(), 20 * 64);
     // It wakes up.
-    stalled.work(&pair.a.workers.borrow()[0].core.arena, &mut engine());
+    work(&pair.a, &mut stalled, &mut engine());
     exchange.put_back(stalled);
     pair.a.settle();
     let late = left(&pair.a.outside);
@@ -296,7 +303,7 @@ fn dp_8_full_desk_is_back_pressure() {
     turns(&pair.a, 200, |n| n % 2);
     assert!(pair.a.inside[0].waiting() > 64 * 20, "{}", pair.a.inside[0].waiting());
     assert_eq!(left(&pair.a.outside).len(), 0);
-    stalled.work(&pair.a.workers.borrow()[0].core.arena, &mut engine());
+    work(&pair.a, &mut stalled, &mut engine());
     exchange.put_back(stalled);
     pair.a.settle();
     let sealed = left(&pair.a.outside);
@@ -338,7 +345,7 @@ fn dp_8_removed_while_out() {
                 }
                 install(bed, operations);
             }
-            job.work(&bed.workers.borrow()[0].core.arena, &mut engine());
+            work(bed, &mut job, &mut engine());
             exchange.put_back(job);
             bed.settle();
             assert_eq!(bed.drops(DropReason::SaGone), 64, "{again}");
@@ -381,7 +388,7 @@ fn dp_8_replaced_while_out() {
             0,
             "{fan_out:?}: what came later waits, whatever the SA says now"
         );
-        job.work(&pair.a.workers.borrow()[0].core.arena, &mut engine());
+        work(&pair.a, &mut job, &mut engine());
         exchange.put_back(job);
         pair.a.settle();
         let sealed = left(&pair.a.outside);
@@ -421,6 +428,52 @@ fn dp_8_drops_keep_their_names() {
     assert_eq!(report.counters.drops, [(DropReason::BadIcv, 16)]);
     assert_eq!(report.counters.packets, 48);
     balanced(&pair.b);
+}
+
+/// DP-8: what others open is delivered, counted and refused as at home, usual or not: TCP's first packet, ICMP, fragments,
+/// the last hop.
+#[test]
+fn dp_8_opened_elsewhere_as_at_home() {
+    let inner = |n: u32| {
+        let mut packet = packet(n);
+        let header = ip4::Header {
+            source: "10.1.0.2".parse().unwrap(),
+            destination: "10.2.0.2".parse().unwrap(),
+            protocol: [Protocol::UDP, Protocol::TCP, Protocol::ICMP, Protocol::UDP][n as usize % 4],
+            ttl: if n.is_multiple_of(5) { 2 } else { 64 },
+            tos: if n.is_multiple_of(7) { 0b11 } else { 0 },
+            id: 1,
+            dont_fragment: n.is_multiple_of(2),
+        };
+        let payload = packet.len() - ip4::MIN_LEN;
+        header.emit(&mut packet, payload).unwrap();
+        if n.is_multiple_of(11) {
+            ip4::set_fragment(&mut packet, None, 0, true).unwrap();
+        }
+        packet
+    };
+    let mut outcomes = Vec::new();
+    for fan_out in [FanOut::Never, FanOut::Always] {
+        let mut pair = pair(fan_out);
+        (0..500).for_each(|n| pair.a.inside[0].push(&frame(INSIDE_MAC, &inner(n))));
+        let sealed = pair.a.departed().0;
+        assert!(sealed.len() > 300, "{}", sealed.len());
+        for (n, packet) in sealed.iter().enumerate() {
+            let mut packet = packet.clone();
+            // A hop on the way says that there is congestion.
+            if n % 13 == 0 {
+                ip4::set_tos(&mut packet, 0b11).unwrap();
+            }
+            pair.b.outside[0].push(&frame(OUTSIDE_MAC, &packet));
+        }
+        let inside = pair.b.departed().1;
+        let counters = pair.b.publisher.sa(A_IN).unwrap().counters;
+        outcomes.push((sealed, inside, counters.packets, counters.bytes, counters.drops));
+        assert_eq!(helped(&pair.b, 1) > 0, fan_out == FanOut::Always);
+        balanced(&pair.b);
+    }
+    assert_eq!(outcomes[0], outcomes[1]);
+    assert!(outcomes[0].1.len() > 300, "{}", outcomes[0].1.len());
 }
 
 /// DP-8: with one worker, and where it is forbidden, every packet is what it would have been.
@@ -475,6 +528,29 @@ fn dp_8_by_load() {
     assert!(helped(&pair.a, 1) - before < 64 * 40, "{}", helped(&pair.a, 1) - before);
     pair.a.inside.iter().for_each(|handle| handle.repeat(Vec::new()));
     pair.a.settle();
+    balanced(&pair.a);
+}
+
+/// DP-8: by load, what is not usual and small stays at home: handing it over would cost more than it gains.
+#[test]
+fn dp_8_small_and_unusual_stays() {
+    let options = Options { workers: 2, frames: 8192, outer_v6: true, ..Options::default() };
+    let mut pair = pair_with(Suites::Gcm128, options, FanOut::ByLoad);
+    let mut sent = 0;
+    for (len, helped_then) in [(100, false), (600, true)] {
+        for n in 0..6000_u32 {
+            let mut payload = vec![0x33; len];
+            payload[..4].copy_from_slice(&n.to_be_bytes());
+            pair.a.inside[0].push(&frame(INSIDE_MAC, &udp4("10.1.0.2", "10.2.0.2", 1, 2, &payload)));
+            sent += 1;
+        }
+        turns(&pair.a, 40, |_| 0);
+        turns(&pair.a, QUIET, |_| 1);
+        pair.a.settle();
+        assert_eq!(helped(&pair.a, 1) > 500, helped_then, "{len}: {}", helped(&pair.a, 1));
+        assert_eq!(helped(&pair.a, 1) > 0, helped_then, "{len}");
+    }
+    assert_eq!(left(&pair.a.outside).len(), sent);
     balanced(&pair.a);
 }
 

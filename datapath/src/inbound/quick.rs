@@ -18,12 +18,13 @@ use crate::command::Table;
 use crate::core::Core;
 use crate::crypto::{OpenOp, Outcome};
 use crate::egress;
-use crate::fanout::{self, Incoming};
-use crate::fib::PortIndex;
+use crate::fanout;
+use crate::fib::{CachedFib, Exit, PortIndex};
 use crate::frame::{BATCH, Frame};
 use crate::header;
 use crate::relay;
 use crate::sad::replay::Newest;
+use crate::sad::runtime::Expected;
 
 /// Bytes of headers up to the sequence number: Ethernet, IPv4, ESP.
 const PLAIN: usize = ether::LEN + ip4::MIN_LEN + esp::HEADER_LEN;
@@ -48,8 +49,8 @@ pub struct Head {
     /// Source port of UDP; 0 without.
     port: u16,
     /// Offset of the ESP header from the IP header.
-    at: u8,
-    tos: u8,
+    pub(crate) at: u8,
+    pub(crate) tos: u8,
 }
 
 /// One packet of the batch. Packets stay where they are from stage to stage: what every stage needs of one lies on one
@@ -101,10 +102,9 @@ const LINK: u16 = ether::LEN as u16;
 pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BATCH>) {
     let (lookup, relays) = (!core.spis.is_empty(), !core.relays.is_empty());
     let mut others = ArrayVec::new();
-    for mut frame in frames.drain(..) {
+    for frame in frames.drain(..) {
         if let Some(head) = read(core.arena.bytes(&frame))
             && !batch.packets.is_full()
-            && frame.cut(LINK, head.total).is_some()
         {
             if lookup {
                 core.spis.prefetch(Spi(head.spi));
@@ -113,6 +113,8 @@ pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BA
                 relay::prefetch(&core.relays, head.spi, head.destination);
             }
             batch.packets.push(Packet { frame, head, fate: Fate::Long, place: 0, sequence: 0 });
+            // In its place: see `egress::put_part`. `read` saw that it has so many bytes.
+            let _ = batch.packets.last_mut().and_then(|packet| packet.frame.cut(LINK, head.total));
         } else {
             others.push(frame);
         }
@@ -356,7 +358,7 @@ fn spread(core: &mut Core, batch: &mut QuickBatch, port: PortIndex) {
         return;
     }
     let ours = batch.packets.iter().filter(|packet| packet.fate == Fate::Open);
-    let elephant = core.fan.elephant(ours.map(|packet| packet.place));
+    let elephant = core.fan.elephant(ours.map(|packet| (packet.place, packet.head.total.into())), 0);
     let mut kept = ArrayVec::new();
     let mut last = None;
     for packet in batch.packets.drain(..) {
@@ -378,9 +380,8 @@ fn spread(core: &mut Core, batch: &mut QuickBatch, port: PortIndex) {
             continue;
         }
         let Packet { frame, head, sequence, .. } = packet;
-        let incoming = Incoming::new(frame, head.arrival(port), sequence, Some(head));
-        let config = core.inbound.get(sa).map(|state| &state.config);
-        if let Err(frame) = core.fan.put_inbound(incoming, sa, config) {
+        let Core { inbound, fan, .. } = core;
+        if let Err(frame) = fan.put_sealed(frame, port, head, sequence, sa, inbound.get(sa)) {
             core.discard_of_sa(frame, port, fanout::FULL, Table::Inbound, sa);
         }
     }
@@ -388,15 +389,29 @@ fn spread(core: &mut Core, batch: &mut QuickBatch, port: PortIndex) {
     fanout::hand_out(core);
 }
 
-/// Goes on with a packet that another worker opened.
-pub(super) fn resume(core: &mut Core, frame: Frame, head: &Head, sa: u32, sequence: u64, port: PortIndex) {
-    match accept(core, head, sa, sequence) {
-        Ok(()) => {
-            if let Err(frame) = pass(core, frame, head, sa, port) {
-                unusual(core, frame, head, sa, sequence, port);
-            }
-        }
-        Err(reason) => core.discard_of_sa(frame, port, reason, Table::Inbound, sa),
+/// Goes on with a packet that another worker opened, and took out of its ESP if it is usual.
+#[inline]
+pub(crate) fn resume(
+    core: &mut Core,
+    frame: Frame,
+    head: &Head,
+    sa: u32,
+    sequence: u64,
+    bare: Option<&Bare>,
+) {
+    let from = PortIndex(u16::try_from(frame.note()).unwrap_or(u16::MAX));
+    if let Err(reason) = accept(core, head, sa, sequence) {
+        return core.discard_of_sa(frame, from, reason, Table::Inbound, sa);
+    }
+    let Some(Bare { front, total, payload, out }) = bare.copied() else {
+        return unusual(core, frame, head, sa, sequence, from);
+    };
+    if let Some(state) = core.inbound.get_mut(sa) {
+        state.traffic = state.traffic.with(u64::from(payload));
+    }
+    match core.egress.room(out) {
+        Ok(room) => egress::put_part(room, frame, from, front, total + LINK),
+        Err(reason) => core.discard(frame, from, reason),
     }
 }
 
@@ -432,41 +447,62 @@ fn accept(core: &mut Core, head: &Head, sa: u32, sequence: u64) -> Result<(), Dr
 fn pass(core: &mut Core, mut frame: Frame, head: &Head, sa: u32, from: PortIndex) -> Result<(), Frame> {
     let Core { arena, inbound, fib, egress, resolver, now, .. } = core;
     let Some(state) = inbound.get_mut(sa) else { return Err(frame) };
-    let expected = &state.expected;
-    let at = usize::from(head.at) + usize::from(expected.front);
-    let end = frame.len().saturating_sub(usize::from(expected.icv_len));
-    let found = arena.bytes(&frame).get(at..end).and_then(|plaintext| {
-        let trailer = esp::trailer(plaintext).ok().filter(|trailer| trailer.next_header == Protocol::IPV4)?;
-        Some((Inner::read(plaintext.get(..trailer.payload_len)?)?, trailer.payload_len))
-    });
-    let Some((inner, payload)) = found else { return Err(frame) };
-    let marked = (head.tos | inner.tos) & ECN != 0;
-    if marked || !expected.selector.admits(inner.source, inner.destination, inner.protocol) {
-        return Err(frame);
-    }
-    let destination = std::net::Ipv4Addr::from_bits(inner.destination.0);
-    let Some(exit) = fib.exit_towards(destination) else { return Err(frame) };
-    if inner.total > exit.mtu || !exit.ethernet {
-        return Err(frame);
-    }
-    // The link header takes the place of the ESP header's end: ESP header and IV have 16 bytes and more, or the IP header
-    // is before them.
-    let front = u16::try_from(at - ether::LEN).unwrap_or_default();
-    if frame.cut(front, inner.total + LINK).is_none() {
-        return Err(frame);
-    }
-    if let Some((link, rest)) = arena.bytes_mut(&mut frame).split_first_chunk_mut()
-        && let Some(head) = rest.first_chunk_mut()
-    {
-        *link = exit.link;
-        header::forward(head);
-    }
-    state.traffic = state.traffic.with(payload as u64);
+    let bytes = arena.bytes_mut(&mut frame);
+    let Some((bare, exit)) = strip(bytes, head.at, head.tos, &state.expected, fib) else { return Err(frame) };
+    state.traffic = state.traffic.with(u64::from(bare.payload));
     match egress.room(exit.tell(resolver, *now)) {
-        Ok(room) => egress::put(room, frame, from),
+        Ok(room) => egress::put_part(room, frame, from, bare.front, bare.total + LINK),
         Err(reason) => core.discard(frame, from, reason),
     }
     Ok(())
+}
+
+/// A packet with its link header in the place of the ESP header's end.
+#[derive(Clone, Copy)]
+pub(crate) struct Bare {
+    /// Bytes before its link header.
+    pub front: u16,
+    /// Bytes behind it.
+    pub total: u16,
+    /// Bytes in the tunnel.
+    pub payload: u16,
+    /// Where it leaves.
+    pub out: PortIndex,
+}
+
+/// Makes an opened packet ready to be sent, from its IP header to the ICV's end; `None`, and the packet as it was, if it
+/// is not usual.
+#[inline]
+pub(crate) fn strip<'a>(
+    bytes: &mut [u8],
+    at: u8,
+    tos: u8,
+    expected: &Expected,
+    fib: &'a mut CachedFib,
+) -> Option<(Bare, &'a mut Exit)> {
+    let at = usize::from(at) + usize::from(expected.front);
+    let end = bytes.len().saturating_sub(usize::from(expected.icv_len));
+    let plaintext = bytes.get(at..end)?;
+    let trailer = esp::trailer(plaintext).ok().filter(|trailer| trailer.next_header == Protocol::IPV4)?;
+    let payload = trailer.payload_len;
+    let inner = Inner::read(plaintext.get(..payload)?)?;
+    let marked = (tos | inner.tos) & ECN != 0;
+    if marked || !expected.selector.admits(inner.source, inner.destination, inner.protocol) {
+        return None;
+    }
+    let destination = std::net::Ipv4Addr::from_bits(inner.destination.0);
+    let exit = fib.exit_towards(destination)?;
+    if inner.total > exit.mtu || !exit.ethernet {
+        return None;
+    }
+    // The link header takes the place of the ESP header's end: ESP header and IV have 16 bytes and more, or the IP header
+    // is before them. It and the inner packet, which `Inner::read` saw to be there, lie within `bytes`.
+    let front = at.checked_sub(ether::LEN)?;
+    let (link, rest) = bytes.get_mut(front..)?.split_first_chunk_mut()?;
+    header::forward(rest.first_chunk_mut()?);
+    *link = exit.link;
+    let (front, payload) = (u16::try_from(front).ok()?, u16::try_from(payload).ok()?);
+    Some((Bare { front, total: inner.total, payload, out: exit.port }, exit))
 }
 
 /// The stages behind `accept`, for one packet in its turn.

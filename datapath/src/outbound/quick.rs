@@ -20,13 +20,13 @@ use crate::command::Table;
 use crate::core::Core;
 use crate::crypto::{Reserved, SealOp, SealOutcome};
 use crate::egress;
-use crate::fanout::{self, Outgoing};
-use crate::fib::{PortIndex, Route};
+use crate::fanout;
+use crate::fib::{CachedFib, Exit, PortIndex};
 use crate::flows::Key;
 use crate::frame::{BATCH, Frame};
 use crate::header;
 use crate::sad::lookup::Handle;
-use crate::sad::runtime::{HEAD, NO_LINK, Varying};
+use crate::sad::runtime::{HEAD, NO_LINK, Outbound, Template, Varying};
 use crate::spd::{Spd, Verdict};
 
 /// Bytes of headers with the ports: Ethernet, IPv4, ports.
@@ -80,13 +80,14 @@ impl QuickBatch {
 /// their SAs are looked up.
 pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BATCH>) {
     let mut others = ArrayVec::new();
-    for mut frame in frames.drain(..) {
+    for frame in frames.drain(..) {
         if let Some(usual) = read(core.arena.bytes(&frame))
             && !batch.packets.is_full()
-            && frame.cut(LINK, usual.total).is_some()
         {
             core.flows.prefetch(usual.key);
             batch.packets.push(Packet { frame, usual, sa: NO_LINK, out: NOWHERE, at: 0 });
+            // In its place: see `egress::put_part`. `read` saw that it has so many bytes.
+            let _ = batch.packets.last_mut().and_then(|packet| packet.frame.cut(LINK, usual.total));
         } else {
             others.push(frame);
         }
@@ -144,12 +145,12 @@ fn read(frame: &[u8]) -> Option<Usual> {
 /// Takes a batch from `port` through all stages and leaves it empty; what is not usual goes to the end of `long`.
 pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut OutboundBatch) {
     select(core, batch);
+    if core.fan.wants() {
+        spread(core, batch, port);
+    }
     let mut numbers = ArrayVec::<Reserved, BATCH>::new();
     for packet in &mut batch.packets {
         numbers.extend(encap(core, packet));
-    }
-    if core.fan.wants() {
-        numbers = spread(core, batch, numbers, port);
     }
     let mut outcomes = seal(core, batch, numbers).into_iter();
     for Packet { frame, sa, out, .. } in batch.packets.drain(..) {
@@ -163,45 +164,50 @@ pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut 
     }
 }
 
-/// Leaves to other workers what is to be sealed there (DP-8); gives the numbers of the others.
-fn spread(
-    core: &mut Core,
-    batch: &mut QuickBatch,
-    numbers: ArrayVec<Reserved, BATCH>,
-    port: PortIndex,
-) -> ArrayVec<Reserved, BATCH> {
-    let ready = batch.packets.iter().filter(|packet| packet.out != NOWHERE);
-    let elephant = core.fan.elephant(ready.map(|packet| packet.sa));
-    let mut numbers = numbers.into_iter();
-    let (mut kept, mut left) = (ArrayVec::new(), ArrayVec::new());
+/// Leaves to other workers what is to be written and sealed there (DP-8).
+fn spread(core: &mut Core, batch: &mut QuickBatch, port: PortIndex) {
+    let found = batch.packets.iter().filter(|packet| packet.sa != NO_LINK);
+    let elephant = core.fan.elephant(found.map(|packet| (packet.sa, packet.usual.total.into())), 0);
+    let Core { outbound, fib, resolver, now, fan, .. } = core;
     let mut last = (NO_LINK, false);
+    let mut taken = 0;
+    for Packet { frame, usual, sa, out, at } in &mut batch.packets {
+        if last.0 != *sa {
+            let takes = outbound
+                .get(*sa)
+                .is_some_and(|state| fan.takes(Table::Outbound, *sa, &state.config, elephant == Some(*sa)));
+            last = (*sa, takes);
+        }
+        if !last.1 {
+            continue;
+        }
+        let Some(state) = outbound.get_mut(*sa) else { continue };
+        if let Some((number, exit)) = number(state, fib, frame, *usual, *now) {
+            *out = exit.tell(resolver, *now);
+            *at = fan.number_plain(number, *sa, state, exit);
+            taken += 1;
+        } else {
+            // It does not overtake the others of its SA: the long way asks `takes` too.
+            *sa = NO_LINK;
+        }
+    }
+    if taken == 0 {
+        return;
+    }
+    // Moved only now: see `egress::put_part`.
+    let mut kept = ArrayVec::new();
     for packet in batch.packets.drain(..) {
         if packet.out == NOWHERE {
             kept.push(packet);
             continue;
         }
-        let (number, sa) = (numbers.next(), packet.sa);
-        if last.0 != sa {
-            let takes = core.outbound.get(sa).is_some_and(|state| {
-                core.fan.takes(Table::Outbound, sa, &state.config, elephant == Some(sa))
-            });
-            last = (sa, takes);
-        }
-        if !last.1 {
-            left.extend(number);
-            kept.push(packet);
-            continue;
-        }
-        let Packet { frame, out, at, .. } = packet;
-        let outgoing = Outgoing::new(frame, port, at, number, Some(out));
-        let config = core.outbound.get(sa).map(|state| &state.config);
-        if let Err(frame) = core.fan.put_outbound(outgoing, sa, config, Route::Unreachable) {
+        let Packet { frame, usual: Usual { total, tos, dont_fragment, .. }, sa, at: run, .. } = packet;
+        if let Err(frame) = core.fan.put_plain(frame, port, Shape { total, tos, dont_fragment }, run) {
             core.discard_of_sa(frame, port, fanout::FULL, Table::Outbound, sa);
         }
     }
     batch.packets = kept;
     fanout::hand_out(core);
-    left
 }
 
 /// Leaves a packet to the stages.
@@ -248,6 +254,25 @@ fn encap(core: &mut Core, packet: &mut Packet) -> Option<Reserved> {
     let Packet { frame, usual, sa, out, at } = packet;
     let Core { arena, outbound, fib, resolver, now, .. } = core;
     let state = outbound.get_mut(*sa)?;
+    let (number, exit) = number(state, fib, frame, *usual, *now)?;
+    let Usual { total, tos, dont_fragment, .. } = *usual;
+    let shape = Shape { total, tos, dont_fragment };
+    write(&state.template, &exit.link, shape, &number, arena.bytes_mut(frame));
+    (*out, *at) = (exit.tell(resolver, *now), LINK + state.template.at());
+    Some(number)
+}
+
+/// The number of a packet and the way that it leaves, and in its frame the room for headers, trailer and ICV; `None`, and
+/// the frame as it was, if it is not usual.
+#[expect(clippy::inline_always, reason = "two callers, and each packet passes")]
+#[inline(always)]
+fn number<'a>(
+    state: &mut Outbound,
+    fib: &'a mut CachedFib,
+    frame: &mut Frame,
+    usual: Usual,
+    now: u32,
+) -> Option<(Reserved, &'a mut Exit)> {
     let template = &mut state.template;
     // So far from all its limits that no packet of this batch comes near.
     let far = state.sequence.remaining() > RESERVE_LOW && !state.stopped && template.usable();
@@ -255,12 +280,9 @@ fn encap(core: &mut Core, packet: &mut Packet) -> Option<Reserved> {
     let exit = if far { fib.exit_of(&mut template.exit, peer) } else { None };
     let exit = exit.filter(|exit| exit.ethernet)?;
     let total = usize::from(usual.total);
-    let pad = (total + esp::TRAILER_LEN).wrapping_neg() & usize::from(template.block_mask);
-    let trailer = pad + esp::TRAILER_LEN;
-    let back = trailer + usize::from(template.icv_len);
+    let back = trailer(template, total) + usize::from(template.icv_len);
     let front = usize::from(template.at()) + esp::HEADER_LEN + usize::from(template.iv_len);
-    let outer = front + total + back;
-    if outer > usize::from(exit.mtu.min(template.mtu)) || back > frame.tailroom() {
+    if front + total + back > usize::from(exit.mtu.min(template.mtu)) || back > frame.tailroom() {
         return None;
     }
     let front = ether::LEN + front;
@@ -274,8 +296,44 @@ fn encap(core: &mut Core, packet: &mut Packet) -> Option<Reserved> {
         }
     };
     state.traffic = state.traffic.with(u64::from(usual.total));
-    state.last_used = *now;
-    let bytes = arena.bytes_mut(frame);
+    state.last_used = now;
+    Some((number, exit))
+}
+
+/// Bytes of padding and trailer behind so many.
+#[expect(clippy::inline_always, reason = "two callers, and each packet passes")]
+#[inline(always)]
+fn trailer(template: &Template, total: usize) -> usize {
+    let pad = (total + esp::TRAILER_LEN).wrapping_neg() & usize::from(template.block_mask);
+    pad + esp::TRAILER_LEN
+}
+
+/// What the headers of a packet depend on, besides its SA.
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    /// Bytes of the inner packet.
+    pub total: u16,
+    /// Its TOS.
+    pub tos: u8,
+    /// Its DF.
+    pub dont_fragment: bool,
+}
+
+/// Writes headers and trailer into the room that [`number`] made.
+#[expect(clippy::inline_always, reason = "two callers, and each packet passes")]
+#[inline(always)]
+pub(crate) fn write(
+    template: &Template,
+    exit: &[u8; ether::LEN],
+    shape: Shape,
+    number: &Reserved,
+    bytes: &mut [u8],
+) {
+    let total = usize::from(shape.total);
+    let trailer = trailer(template, total);
+    let front = usize::from(template.at()) + esp::HEADER_LEN + usize::from(template.iv_len);
+    let outer = front + total + trailer + usize::from(template.icv_len);
+    let front = ether::LEN + front;
     if let Some(end) = bytes.get_mut(front + total..front + total + trailer) {
         // Not `None`: there is room for the trailer.
         let _ = esp::write_trailer(end, Protocol::IPV4);
@@ -286,19 +344,17 @@ fn encap(core: &mut Core, packet: &mut Packet) -> Option<Reserved> {
     if let Some((link, rest)) = bytes.split_first_chunk_mut::<{ ether::LEN }>()
         && let Some(head) = rest.first_chunk_mut::<HEAD>()
     {
-        *link = exit.link;
+        *link = *exit;
         let dont_fragment = match template.df {
-            DfPolicy::Copy => usual.dont_fragment,
+            DfPolicy::Copy => shape.dont_fragment,
             DfPolicy::Set => true,
             DfPolicy::Clear => false,
         };
         let [.., n0, n1] = number.low().to_be_bytes();
         let (id, total) = (u16::from_be_bytes([n0, n1]), u16::try_from(outer).unwrap_or_default());
         // What is written behind the SPI is the place of number and IV: see `Template`.
-        template.write(head, Varying { tos: usual.tos, dont_fragment, id, total });
+        template.write(head, Varying { tos: shape.tos, dont_fragment, id, total });
     }
-    (*out, *at) = (exit.tell(resolver, *now), LINK + template.at());
-    Some(number)
 }
 
 /// Encrypts and authenticates the packets that have a number, with those numbers; the outcomes are in the same order.
