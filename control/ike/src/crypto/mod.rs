@@ -12,6 +12,7 @@ mod modp;
 pub mod mschap;
 pub mod prf;
 pub mod sk;
+pub(crate) mod stack;
 
 #[cfg(test)]
 mod vectors;

@@ -19,6 +19,7 @@ use aws_lc_rs::hmac;
 use aws_lc_rs::iv::FixedLength;
 use subtle::ConstantTimeEq;
 
+use super::stack;
 use crate::message::registry::{EncrId, IntegId};
 use crate::negotiate::{IkeSuite, is_aead};
 use crate::{Random, Secret};
@@ -142,13 +143,13 @@ impl Keys {
     fn new(protection: Protection, sk_e: &Secret, sk_a: &Secret) -> Option<Self> {
         let fits = sk_e.len() == protection.encr_length() && sk_a.len() == protection.integ_length();
         let keys = Self { protection, bytes: Secret::new([sk_e.expose(), sk_a.expose()].concat()) };
-        (fits && keys.expand().is_some()).then_some(keys)
+        (fits && stack::wiped(|| keys.expand().is_some())).then_some(keys)
     }
 
     fn from_saved(protection: Protection, keys: &Secret) -> Option<Self> {
         let fits = keys.len() == protection.encr_length() + protection.integ_length();
         let keys = Self { protection, bytes: keys.duplicate() };
-        (fits && keys.expand().is_some()).then_some(keys)
+        (fits && stack::wiped(|| keys.expand().is_some())).then_some(keys)
     }
 
     /// Never `None` after `new`.
@@ -275,7 +276,11 @@ enum Iv {
 }
 
 impl Keys {
-    fn seal(&self, iv: Iv, mut message: Vec<u8>, chain: &[u8]) -> Option<Vec<u8>> {
+    fn seal(&self, iv: Iv, message: Vec<u8>, chain: &[u8]) -> Option<Vec<u8>> {
+        stack::wiped(|| self.expand_and_seal(iv, message, chain))
+    }
+
+    fn expand_and_seal(&self, iv: Iv, mut message: Vec<u8>, chain: &[u8]) -> Option<Vec<u8>> {
         let aad_length = message.len();
         message.reserve_exact(self.protection.sealed_length(chain.len()));
         match (self.expand()?, iv) {
@@ -340,6 +345,10 @@ impl Opener {
     /// The chain of payloads, if the message is genuine; the padding is taken off. `None` also if a genuine message has a
     /// pad length that is longer than its text.
     pub fn open(&self, aad: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
+        stack::wiped(|| self.expand_and_open(aad, sealed))
+    }
+
+    fn expand_and_open(&self, aad: &[u8], sealed: &[u8]) -> Option<Vec<u8>> {
         let mut text = match self.0.expand()? {
             Expanded::Aead(key, salt) => {
                 let (iv, text) = sealed.split_first_chunk::<AEAD_IV>()?;

@@ -14,6 +14,7 @@ use aws_lc_rs::iv::FixedLength;
 
 use super::hash::Hash;
 use crate::Secret;
+use crate::crypto::stack;
 
 /// AES's block.
 pub const BLOCK: usize = 16;
@@ -48,9 +49,11 @@ impl Cipher {
     /// with the next IV. `None` if the library failed.
     pub fn encrypt(&self, iv: Iv, mut text: Vec<u8>) -> Option<(Vec<u8>, Iv)> {
         text.resize(text.len().next_multiple_of(BLOCK), 0);
-        let key = UnboundCipherKey::new(self.algorithm, self.ka.expose()).ok()?;
-        let context = EncryptionContext::Iv128(FixedLength::from(iv));
-        EncryptingKey::cbc(key).ok()?.less_safe_encrypt(&mut text, context).ok()?;
+        stack::wiped(|| {
+            let key = UnboundCipherKey::new(self.algorithm, self.ka.expose()).ok()?;
+            let context = EncryptionContext::Iv128(FixedLength::from(iv));
+            EncryptingKey::cbc(key).ok()?.less_safe_encrypt(&mut text, context).ok()
+        })?;
         let next = *text.last_chunk()?;
         Some((text, next))
     }
@@ -62,9 +65,11 @@ impl Cipher {
         }
         let next = *sealed.last_chunk()?;
         let mut text = sealed.to_vec();
-        let key = UnboundCipherKey::new(self.algorithm, self.ka.expose()).ok()?;
-        let context = DecryptionContext::Iv128(FixedLength::from(iv));
-        DecryptingKey::cbc(key).ok()?.decrypt(&mut text, context).ok()?;
+        stack::wiped(|| {
+            let key = UnboundCipherKey::new(self.algorithm, self.ka.expose()).ok()?;
+            let context = DecryptionContext::Iv128(FixedLength::from(iv));
+            DecryptingKey::cbc(key).ok()?.decrypt(&mut text, context).ok().map(drop)
+        })?;
         Some((text, next))
     }
 }
