@@ -59,6 +59,8 @@ const ELEPHANT: usize = BATCH / 4;
 const WHOLE: usize = 640;
 const FRONT: usize = 192;
 const BACK: usize = 32;
+/// Bytes of the stack that a batch may have stood on.
+const BELOW: usize = 64 << 10;
 /// No run has this number.
 const NO_RUN: u16 = u16::MAX;
 /// Bytes that packets other than usual ones have on average, at least: with fewer, handing them over costs more than it
@@ -568,6 +570,8 @@ pub struct Fan {
     always: bool,
     /// There was an open SA.
     used: bool,
+    /// Keys were forgotten, and may have left something on the stack.
+    forgot: bool,
 }
 
 impl Fan {
@@ -590,6 +594,7 @@ impl Fan {
             by_load: false,
             always: false,
             used: false,
+            forgot: false,
             exchange,
             foreign,
         }
@@ -861,6 +866,9 @@ impl Fan {
 
 /// Begins a turn: heeds wipes, and goes on with the jobs that are back.
 pub fn begin(core: &mut Core, now: Duration) -> bool {
+    if std::mem::take(&mut core.fan.forgot) {
+        overwrite_stack();
+    }
     if core.fan.foreign.is_none() {
         return false;
     }
@@ -872,6 +880,7 @@ pub fn begin(core: &mut Core, now: Duration) -> bool {
         if let Some(engine) = &mut core.fan.foreign {
             engine.forget_all();
         }
+        overwrite_stack();
         if let Some(desk) = core.fan.desk() {
             desk.holds_keys.store(false, Ordering::Relaxed);
         }
@@ -1093,8 +1102,17 @@ fn help(core: &mut Core, most: usize) -> bool {
     done > 0
 }
 
+/// Overwrites the stack below the turn: keys that are expanded for a batch are wiped where they end up, but not where they
+/// were before they were moved there.
+#[inline(never)]
+#[expect(clippy::large_stack_arrays, reason = "the stack is what is meant")]
+fn overwrite_stack() {
+    black_box(&mut [0_u8; BELOW]);
+}
+
 /// OPS-4: the SA is gone, or its keys stand elsewhere now; nobody keeps them expanded.
 pub fn forget(core: &mut Core, config: &SaShared) {
+    core.fan.forgot = true;
     if let Some(serial) = config.key.serial() {
         core.crypto.forget(serial);
     }

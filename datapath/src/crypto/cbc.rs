@@ -15,11 +15,11 @@ pub(super) const BLOCK: usize = 16;
 /// Texts that are encrypted at once.
 pub(super) const TOGETHER: usize = 16;
 
-/// A key, by its length.
+/// A key, by its length. It stays where it was written first: a key that is moved leaves a copy behind.
 pub(super) enum CbcKey {
-    Aes128(Zeroizing<[u8; 16]>),
-    Aes192(Zeroizing<[u8; 24]>),
-    Aes256(Zeroizing<[u8; 32]>),
+    Aes128(Box<Zeroizing<[u8; 16]>>),
+    Aes192(Box<Zeroizing<[u8; 24]>>),
+    Aes256(Box<Zeroizing<[u8; 32]>>),
 }
 
 /// A key ready to encrypt.
@@ -39,8 +39,9 @@ pub(super) enum Decryptor {
 impl CbcKey {
     /// `None` when AES has no such key length.
     pub(super) fn new(key: &[u8]) -> Option<Self> {
-        fn keep<const N: usize>(key: &[u8]) -> Zeroizing<[u8; N]> {
-            let mut kept = Zeroizing::new([0; N]);
+        #[expect(clippy::unnecessary_box_returns, reason = "not to be moved")]
+        fn keep<const N: usize>(key: &[u8]) -> Box<Zeroizing<[u8; N]>> {
+            let mut kept = Box::new(Zeroizing::new([0; N]));
             kept.copy_from_slice(key);
             kept
         }
@@ -55,18 +56,18 @@ impl CbcKey {
     /// Expands the key to encrypt a run of packets.
     pub(super) fn encryptor(&self) -> Encryptor {
         match self {
-            Self::Aes128(key) => Encryptor::Aes128(Aes128Enc::new((&**key).into())),
-            Self::Aes192(key) => Encryptor::Aes192(Aes192Enc::new((&**key).into())),
-            Self::Aes256(key) => Encryptor::Aes256(Aes256Enc::new((&**key).into())),
+            Self::Aes128(key) => Encryptor::Aes128(Aes128Enc::new((&***key).into())),
+            Self::Aes192(key) => Encryptor::Aes192(Aes192Enc::new((&***key).into())),
+            Self::Aes256(key) => Encryptor::Aes256(Aes256Enc::new((&***key).into())),
         }
     }
 
     /// Expands the key to decrypt a run of packets.
     pub(super) fn decryptor(&self) -> Decryptor {
         match self {
-            Self::Aes128(key) => Decryptor::Aes128(Aes128Dec::new((&**key).into())),
-            Self::Aes192(key) => Decryptor::Aes192(Aes192Dec::new((&**key).into())),
-            Self::Aes256(key) => Decryptor::Aes256(Aes256Dec::new((&**key).into())),
+            Self::Aes128(key) => Decryptor::Aes128(Aes128Dec::new((&***key).into())),
+            Self::Aes192(key) => Decryptor::Aes192(Aes192Dec::new((&***key).into())),
+            Self::Aes256(key) => Decryptor::Aes256(Aes256Dec::new((&***key).into())),
         }
     }
 }
