@@ -358,7 +358,8 @@ fn spread(core: &mut Core, batch: &mut QuickBatch, port: PortIndex) {
         return;
     }
     let ours = batch.packets.iter().filter(|packet| packet.fate == Fate::Open);
-    let elephant = core.fan.elephant(ours.map(|packet| (packet.place, packet.head.total.into())), 0);
+    let elephant =
+        core.fan.elephant(ours.map(|packet| (packet.place, packet.head.total.into())), fanout::WORTH);
     let mut kept = ArrayVec::new();
     let mut last = None;
     for packet in batch.packets.drain(..) {
