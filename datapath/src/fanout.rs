@@ -406,7 +406,13 @@ fn open_and_strip(
             break;
         };
         let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
-        ops.push(OpenOp { key: key.into(), sequence: *sequence, esn: expected.esn(), packet, outcome: Outcome::Pending });
+        ops.push(OpenOp {
+            key: key.into(),
+            sequence: *sequence,
+            esn: expected.esn(),
+            packet,
+            outcome: Outcome::Pending,
+        });
     }
     engine.open(&mut ops);
     let outcomes: ArrayVec<Outcome, BATCH> = ops.iter().map(|op| op.outcome).collect();

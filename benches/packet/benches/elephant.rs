@@ -22,27 +22,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
+use postern_benches_packet::parts;
 use postern_contract::request::Operation;
-use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
-    PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite,
-};
+use postern_contract::sa::{Direction, Encryption, FanOut, PolicyId, SaConfig, SaId, Suite};
 use postern_contract::secret::Secret;
 use postern_contract::settings::{Backend, Idle, Role};
-use postern_contract::{Generation, Translation};
 use postern_datapath::assembly::{Assembly, Interface, Parts, assemble};
 use postern_datapath::core::PortInfo;
-use postern_datapath::crypto::{Engine, EspKey, SealOp, SealOutcome, SequenceCounter};
+use postern_datapath::crypto::{Engine, EspKey, SequenceCounter};
 use postern_datapath::fib::Resolver;
 use postern_datapath::frame::{Arena, BATCH, Frame, HEADROOM, Pool};
 use postern_datapath::numa::Placement;
 use postern_datapath::port::{LinkKind, Port};
 use postern_datapath::publish::Publisher;
 use postern_datapath::reserve::Ledger;
-use postern_datapath::testbed::{self, INSIDE_MAC, Layout, NEIGHBOUR_MAC, OUTSIDE_MAC};
+use postern_datapath::testbed::{self, INSIDE_MAC, Layout, OUTSIDE_MAC};
 use postern_datapath::worker::{Clock, Worker};
 use postern_wire::ether;
-use postern_wire::ids::{EtherType, Protocol, Spi};
+use postern_wire::ids::Spi;
 use postern_wire::{esp, ip4, udp};
 
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -118,12 +115,7 @@ impl Port for LanePort {
 }
 
 fn suite() -> Suite {
-    Suite {
-        encryption: Encryption::AesGcm16,
-        encryption_key: Secret::new(vec![7; 20]),
-        integrity: Integrity::None,
-        integrity_key: Secret::empty(),
-    }
+    parts::aead(Encryption::AesGcm16, Secret::new(vec![7; 20]))
 }
 
 /// A gateway with one SA on its first worker, and the way into it.
@@ -190,45 +182,15 @@ impl Gateway {
     }
 
     fn install(&mut self, work: Work, fan_out: FanOut) {
-        let selector = Selector {
-            local: AddressRange { start: NEAR.into(), end: NEAR.into() },
-            remote: AddressRange { start: FAR.into(), end: FAR.into() },
-            protocol: None,
-            local_ports: 0..=u16::MAX,
-            remote_ports: 0..=u16::MAX,
-        };
+        let selector = parts::selector(parts::only(NEAR), parts::only(FAR));
         let direction = if work == Work::Encap { Direction::Outbound } else { Direction::Inbound };
+        let ends = (GATEWAY.into(), PEER.into());
         let sa = SaConfig {
-            id: SaId(1),
-            generation: Generation(1),
-            direction,
-            protocol: IpsecProtocol::Esp,
-            mode: Mode::Tunnel,
-            spi: Translation::same(Spi(SPI)),
-            local: Translation::same(GATEWAY.into()),
-            remote: Translation::same(PEER.into()),
-            encap: None,
-            suite: suite(),
-            esn: true,
-            replay_window: if work == Work::Encap { 0 } else { 1024 },
-            sequence: u64::from(work == Work::Encap),
-            selectors: vec![selector.clone()],
-            lifetime: Lifetime::default(),
-            path: PathPolicy::default(),
-            follow_peer: work == Work::Decap,
-            pair: None,
-            bundle: None,
-            origin: KeyOrigin::Negotiated,
             worker: Some(0),
             fan_out,
+            ..parts::sa(SaId(1), direction, Spi(SPI), ends, suite(), selector.clone())
         };
-        let policy = Policy {
-            id: PolicyId(1),
-            generation: Generation(1),
-            priority: 1,
-            selectors: vec![selector],
-            action: Action::Protect(Some(SaId(1))),
-        };
+        let policy = parts::policy(PolicyId(1), selector, SaId(1));
         let mut operations = vec![Operation::InstallSa(Box::new(sa))];
         if work == Work::Encap {
             operations.push(Operation::InstallPolicy(policy));
@@ -326,45 +288,19 @@ struct Maker {
 
 impl Maker {
     fn new(work: Work, size: usize) -> Self {
-        let encap = work == Work::Encap;
-        let front = if encap { ether::LEN } else { ether::LEN + ip4::MIN_LEN + esp::HEADER_LEN + 8 };
-        let back = if encap { 0 } else { usize::from(esp::padding(size, 4)) + esp::TRAILER_LEN };
-        let mut template = vec![0x5a; front + size + back + if encap { 0 } else { 16 }];
-        let header = |source, destination, protocol| ip4::Header {
-            source,
-            destination,
-            protocol,
-            ttl: 64,
-            tos: 0,
-            id: 1,
-            dont_fragment: true,
-        };
-        let link = ether::Header {
-            destination: if encap { INSIDE_MAC } else { OUTSIDE_MAC },
-            source: NEIGHBOUR_MAC,
-            ethertype: EtherType::IPV4,
-        };
-        link.emit(&mut template).expect("room");
-        if !encap {
-            let outer = &mut template[ether::LEN..];
-            let len = outer.len() - ip4::MIN_LEN;
-            header(PEER, GATEWAY, Protocol::ESP).emit(outer, len).expect("room");
-            let header = esp::Header { spi: Spi(SPI), sequence: 0 };
-            header.emit(&mut outer[ip4::MIN_LEN..]).expect("room");
-            let end = template.len() - 16;
-            esp::write_trailer(&mut template[front + size..end], Protocol::IPV4).expect("room");
+        let key = EspKey::new(&suite()).expect("a key");
+        let mut template = Vec::new();
+        if work == Work::Encap {
+            parts::cleartext(&mut template, INSIDE_MAC, (NEAR, FAR), size);
+        } else {
+            let (hosts, ends) = ((FAR, NEAR), (PEER, GATEWAY));
+            parts::in_esp(&mut template, OUTSIDE_MAC, hosts, size, ends, Spi(SPI), key.layout());
         }
-        let inner = &mut template[front..front + size];
-        let (source, destination) = if encap { (NEAR, FAR) } else { (FAR, NEAR) };
-        header(source, destination, Protocol::UDP).emit(inner, size - ip4::MIN_LEN).expect("room");
-        let length = (size - ip4::MIN_LEN) as u16;
-        let datagram = udp::Header { source_port: 1000, destination_port: 2000, length, checksum: 0 };
-        datagram.emit(&mut inner[ip4::MIN_LEN..]).expect("room");
         Self {
             work,
             size,
             engine: Engine::select(Backend::Auto, 16).expect("an engine"),
-            key: EspKey::new(&suite()).expect("a key"),
+            key,
             sequence: SequenceCounter::new(1, u64::MAX, true),
             template,
             made: 0,
@@ -394,11 +330,7 @@ impl Maker {
         let payload = ether::LEN + ip4::MIN_LEN + esp::HEADER_LEN + 8 + ip4::MIN_LEN + udp::LEN;
         bytes[payload..payload + 8].copy_from_slice(&self.made.to_be_bytes());
         self.made += 1;
-        let packet = &mut bytes[ether::LEN + ip4::MIN_LEN..];
-        let sequence = self.sequence.reserve().expect("a number");
-        let mut ops = ArrayVec::<_, 1>::new();
-        ops.push(SealOp { key: (&self.key).into(), sequence, esn: true, packet });
-        assert_eq!(self.engine.seal(ops).as_slice(), [SealOutcome::Sealed]);
+        parts::seal(&mut self.engine, &self.key, &mut self.sequence, &mut bytes[parts::ESP_AT..]);
     }
 
     /// Everything is there and in order.

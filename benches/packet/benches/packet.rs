@@ -29,23 +29,19 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
+use postern_benches_packet::parts;
+use postern_contract::Generation;
 use postern_contract::relay::{Partition, RelayEntry, RelayId, SpiPair};
 use postern_contract::request::Operation;
-use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
-    PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite,
-};
+use postern_contract::sa::{Direction, Encryption, Integrity, Policy, PolicyId, SaId, Selector, Suite};
 use postern_contract::secret::Secret;
 use postern_contract::settings::Backend;
-use postern_contract::{Generation, Translation};
-use postern_datapath::crypto::{Engine, EspKey, SealOp, SealOutcome, SequenceCounter};
+use postern_datapath::crypto::{Engine, EspKey, SequenceCounter};
 use postern_datapath::frame::{Arena, BATCH, Pool};
 use postern_datapath::port::memory::{MemoryHandle, MemoryPort};
 use postern_datapath::port::{LinkKind, Port};
-use postern_datapath::testbed::{INSIDE_MAC, Layout, NEIGHBOUR_MAC, OUTSIDE_MAC, Testbed};
-use postern_wire::ether;
-use postern_wire::ids::{EtherType, Protocol, Spi};
-use postern_wire::{esp, ip4, udp};
+use postern_datapath::testbed::{INSIDE_MAC, Layout, OUTSIDE_MAC, Testbed};
+use postern_wire::ids::Spi;
 
 /// The gateway's address outside; clients are in 100.64.0.0/10, their inner hosts in 11.0.0.0/8, the server inside.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -105,14 +101,17 @@ fn suite(name: &str, seed: u32) -> Suite {
         let seed = seed.to_be_bytes();
         Secret::new((0..len).map(|n| n as u8 ^ seed[n % 4]).collect::<Vec<u8>>())
     };
-    let aead = |encryption, len| (encryption, key(len), Integrity::None, Secret::empty());
-    let (encryption, encryption_key, integrity, integrity_key) = match name {
-        "aes128gcm16" => aead(Encryption::AesGcm16, 20),
-        "aes256gcm16" => aead(Encryption::AesGcm16, 36),
-        "chacha20poly1305" => aead(Encryption::ChaCha20Poly1305, 36),
-        _ => (Encryption::AesCbc, key(16), Integrity::HmacSha2_256_128, key(32)),
-    };
-    Suite { encryption, encryption_key, integrity, integrity_key }
+    match name {
+        "aes128gcm16" => parts::aead(Encryption::AesGcm16, key(20)),
+        "aes256gcm16" => parts::aead(Encryption::AesGcm16, key(36)),
+        "chacha20poly1305" => parts::aead(Encryption::ChaCha20Poly1305, key(36)),
+        _ => Suite {
+            encryption: Encryption::AesCbc,
+            encryption_key: key(16),
+            integrity: Integrity::HmacSha2_256_128,
+            integrity_key: key(32),
+        },
+    }
 }
 
 fn host(number: u32) -> Ipv4Addr {
@@ -125,50 +124,20 @@ fn client(number: u32) -> Ipv4Addr {
 
 fn selector(number: u32) -> Selector {
     let local: ipnet::IpNet = "10.1.0.0/24".parse().expect("a network");
-    Selector {
-        local: AddressRange::from(local),
-        remote: AddressRange { start: host(number).into(), end: host(number).into() },
-        protocol: None,
-        local_ports: 0..=u16::MAX,
-        remote_ports: 0..=u16::MAX,
-    }
+    parts::selector(local.into(), parts::only(host(number)))
 }
 
 fn sa(number: u32, direction: Direction, suite: Suite) -> Operation {
-    Operation::InstallSa(Box::new(SaConfig {
-        id: SaId(u64::from(number) + 1),
-        generation: Generation(1),
-        direction,
-        protocol: IpsecProtocol::Esp,
-        mode: Mode::Tunnel,
-        spi: Translation::same(Spi(FIRST_SPI + number)),
-        local: Translation::same(GATEWAY.into()),
-        remote: Translation::same(client(number).into()),
-        encap: None,
-        suite,
-        esn: true,
-        replay_window: if direction == Direction::Inbound { 1024 } else { 0 },
-        sequence: u64::from(direction == Direction::Outbound),
-        selectors: vec![selector(number)],
-        lifetime: Lifetime::default(),
-        path: PathPolicy::default(),
-        follow_peer: direction == Direction::Inbound,
-        pair: None,
-        bundle: None,
-        origin: KeyOrigin::Negotiated,
-        worker: None,
-        fan_out: FanOut::ByLoad,
-    }))
+    let id = SaId(u64::from(number) + 1);
+    let ends = (GATEWAY.into(), client(number).into());
+    let sa = parts::sa(id, direction, Spi(FIRST_SPI + number), ends, suite, selector(number));
+    Operation::InstallSa(Box::new(sa))
 }
 
 fn policy(number: u32) -> Operation {
-    Operation::InstallPolicy(Policy {
-        id: PolicyId(u64::from(number) + 1),
-        generation: Generation(1),
-        priority: 1000,
-        selectors: vec![selector(number)],
-        action: Action::Protect(Some(SaId(u64::from(number) + 1))),
-    })
+    let id = u64::from(number) + 1;
+    let policy = parts::policy(PolicyId(id), selector(number), SaId(id));
+    Operation::InstallPolicy(Policy { priority: 1000, ..policy })
 }
 
 fn relay_entry(number: u32) -> Operation {
@@ -256,50 +225,15 @@ impl Maker {
         let number = self.indices.next();
         let size = self.size.of(self.made);
         self.made += 1;
-        let (frame, to) = (&mut self.frame, if self.work == Work::Encap { INSIDE_MAC } else { OUTSIDE_MAC });
-        let layout = self.key.layout();
-        let (front, back) = if self.work == Work::Encap {
-            (ether::LEN, 0)
-        } else {
-            let pad = usize::from(esp::padding(size, usize::from(layout.block)));
-            let front = ether::LEN + ip4::MIN_LEN + esp::HEADER_LEN + usize::from(layout.iv_len);
-            (front, pad + esp::TRAILER_LEN + usize::from(layout.icv_len))
-        };
-        frame.clear();
-        frame.resize(front + size + back, 0x5a);
-        let inner = &mut frame[front..front + size];
-        let header = |source, destination, protocol| ip4::Header {
-            source,
-            destination,
-            protocol,
-            ttl: 64,
-            tos: 0,
-            id: 1,
-            dont_fragment: true,
-        };
-        let (source, destination) =
-            if self.work == Work::Encap { (SERVER, host(number)) } else { (host(number), SERVER) };
-        header(source, destination, Protocol::UDP).emit(inner, size - ip4::MIN_LEN).expect("room");
-        let length = (size - ip4::MIN_LEN) as u16;
-        let datagram = udp::Header { source_port: 1000, destination_port: 2000, length, checksum: 0 };
-        datagram.emit(&mut inner[ip4::MIN_LEN..]).expect("room");
-        let link = ether::Header { destination: to, source: NEIGHBOUR_MAC, ethertype: EtherType::IPV4 };
-        link.emit(frame).expect("room");
+        let Self { frame, engine, key, sequences, .. } = self;
+        let sequence = &mut sequences[number as usize];
         if self.work == Work::Encap {
+            parts::cleartext(frame, INSIDE_MAC, (SERVER, host(number)), size);
             return;
         }
-        let outer = &mut frame[ether::LEN..];
-        let len = outer.len() - ip4::MIN_LEN;
-        header(client(number), GATEWAY, Protocol::ESP).emit(outer, len).expect("room");
-        let packet = &mut outer[ip4::MIN_LEN..];
-        let end = packet.len() - usize::from(layout.icv_len);
-        let trailer = esp::HEADER_LEN + usize::from(layout.iv_len) + size;
-        esp::write_trailer(&mut packet[trailer..end], Protocol::IPV4).expect("room");
-        esp::Header { spi: Spi(FIRST_SPI + number), sequence: 0 }.emit(packet).expect("room");
-        let sequence = self.sequences[number as usize].reserve().expect("a number");
-        let mut ops = ArrayVec::<_, 1>::new();
-        ops.push(SealOp { key: (&self.key).into(), sequence, esn: true, packet });
-        assert_eq!(self.engine.seal(ops).as_slice(), [SealOutcome::Sealed]);
+        let (hosts, ends) = ((host(number), SERVER), (client(number), GATEWAY));
+        parts::in_esp(frame, OUTSIDE_MAC, hosts, size, ends, Spi(FIRST_SPI + number), key.layout());
+        parts::seal(engine, key, sequence, &mut frame[parts::ESP_AT..]);
     }
 }
 

@@ -1,4 +1,5 @@
-//! A package of its own, so that the bench `packet` is built without what the others need; and the soak.
+//! A package of its own, so that the bench `packet` is built without what the others need; the soak, and the parts that all
+//! benches here are made of.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -6,4 +7,5 @@
     reason = "what measures says what it sees"
 )]
 
+pub mod parts;
 pub mod soak;

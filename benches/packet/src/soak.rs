@@ -15,15 +15,14 @@ use std::time::{Duration, Instant};
 use arrayvec::ArrayVec;
 use crossbeam::queue::ArrayQueue;
 use ipnet::IpNet;
+use postern_contract::Generation;
 use postern_contract::counters::DropReason;
 use postern_contract::request::Operation;
 use postern_contract::sa::{
-    Action, AddressRange, Direction, Encryption, FanOut, Integrity, IpsecProtocol, KeyOrigin, Lifetime, Mode,
-    PathPolicy, Policy, PolicyId, SaConfig, SaId, Selector, Suite, UdpEncap,
+    Direction, Encryption, FanOut, Integrity, Policy, PolicyId, SaConfig, SaId, Selector, Suite, UdpEncap,
 };
 use postern_contract::secret::Secret;
 use postern_contract::settings::{Backend, Role};
-use postern_contract::{Generation, Translation};
 use postern_datapath::assembly::{Assembly, Interface, Parts, assemble};
 use postern_datapath::core::PortInfo;
 use postern_datapath::counters::WorkerCells;
@@ -34,11 +33,13 @@ use postern_datapath::numa::Placement;
 use postern_datapath::port::{LinkKind, Port};
 use postern_datapath::publish::Publisher;
 use postern_datapath::reserve::Ledger;
-use postern_datapath::testbed::{self, INSIDE_MAC, Layout, NEIGHBOUR_MAC, OUTSIDE_MAC};
+use postern_datapath::testbed::{self, INSIDE_MAC, Layout, OUTSIDE_MAC};
 use postern_datapath::worker::{Clock, Worker};
 use postern_wire::ether::{self, Mac};
-use postern_wire::ids::{EtherType, Protocol, Spi};
+use postern_wire::ids::{Protocol, Spi};
 use postern_wire::{ip4, udp};
+
+use crate::parts;
 
 /// What a soak is to be.
 #[derive(Clone, Copy, Debug)]
@@ -231,22 +232,9 @@ impl Shared {
 
 fn template(tunnel: u32, side: usize, size: usize) -> Option<[u8; ether::LEN + HEAD]> {
     let mut bytes = [0; ether::LEN + HEAD];
-    let link = ether::Header { destination: INSIDE_MAC, source: NEIGHBOUR_MAC, ethertype: EtherType::IPV4 };
-    link.emit(&mut bytes)?;
-    let header = ip4::Header {
-        source: *HOSTS.get(side)?,
-        destination: *HOSTS.get(1 - side)?,
-        protocol: Protocol::UDP,
-        ttl: 64,
-        tos: 0,
-        id: 1,
-        dont_fragment: true,
-    };
-    header.emit(bytes.get_mut(ether::LEN..)?, size - ip4::MIN_LEN)?;
-    let port = port_of(tunnel);
-    let length = u16::try_from(size - ip4::MIN_LEN).ok()?;
-    let datagram = udp::Header { source_port: port, destination_port: port, length, checksum: 0 };
-    datagram.emit(bytes.get_mut(ether::LEN + ip4::MIN_LEN..)?)?;
+    parts::write_link(&mut bytes, INSIDE_MAC)?;
+    let (hosts, port) = ((*HOSTS.get(side)?, *HOSTS.get(1 - side)?), port_of(tunnel));
+    parts::write_udp(bytes.get_mut(ether::LEN..)?, size, hosts, (port, port))?;
     Some(bytes)
 }
 
@@ -556,17 +544,13 @@ fn suite(tunnel: u32, keyed: u64, from: usize) -> Suite {
 }
 
 fn selector(tunnel: u32, side: usize) -> Selector {
-    let host = |side: usize| {
-        let address = HOSTS.get(side).copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
-        AddressRange { start: address.into(), end: address.into() }
-    };
+    let host = |side: usize| parts::only(HOSTS.get(side).copied().unwrap_or(Ipv4Addr::UNSPECIFIED));
     let ports = port_of(tunnel)..=port_of(tunnel);
     Selector {
-        local: host(side),
-        remote: host(1 - side),
         protocol: Some(Protocol::UDP),
         local_ports: ports.clone(),
         remote_ports: ports,
+        ..parts::selector(host(side), host(1 - side))
     }
 }
 
@@ -594,44 +578,27 @@ impl Control {
             IpAddr::from(if side == 0 && state.moved { MOVED } else { usual })
         };
         let other = if outbound { Direction::Inbound } else { Direction::Outbound };
+        let ends = (address(side), address(1 - side));
+        let (id_here, spi) = (id(tunnel, keyed, side, direction), spi(tunnel, keyed, from));
+        let suite = suite(tunnel, keyed, from);
         Some(Operation::InstallSa(Box::new(SaConfig {
-            id: id(tunnel, keyed, side, direction),
             generation: Generation(state.generation),
-            direction,
-            protocol: IpsecProtocol::Esp,
-            mode: Mode::Tunnel,
-            spi: Translation::same(spi(tunnel, keyed, from)),
-            local: Translation::same(address(side)),
-            remote: Translation::same(address(1 - side)),
             encap: (tunnel % 4 == 1).then_some(UdpEncap { local_port: 4500, remote_port: 4500 }),
-            suite: suite(tunnel, keyed, from),
             esn: tunnel % 3 != 2,
-            replay_window: if outbound { 0 } else { 1024 },
-            sequence: u64::from(outbound),
-            selectors: vec![selector(tunnel, side)],
-            lifetime: Lifetime::default(),
-            path: PathPolicy::default(),
-            follow_peer: !outbound,
             pair: Some(id(tunnel, keyed, side, other)),
-            bundle: None,
-            origin: KeyOrigin::Negotiated,
-            worker: None,
             fan_out: match tunnel % 3 {
                 0 => FanOut::Always,
                 1 => FanOut::ByLoad,
                 _ => FanOut::Never,
             },
+            ..parts::sa(id_here, direction, spi, ends, suite, selector(tunnel, side))
         })))
     }
 
     fn policy(tunnel: u32, keyed: u64, side: usize) -> Operation {
-        Operation::InstallPolicy(Policy {
-            id: PolicyId(u64::from(tunnel) + 1),
-            generation: Generation(keyed),
-            priority: 1,
-            selectors: vec![selector(tunnel, side)],
-            action: Action::Protect(Some(id(tunnel, keyed, side, Direction::Outbound))),
-        })
+        let sa = id(tunnel, keyed, side, Direction::Outbound);
+        let policy = parts::policy(PolicyId(u64::from(tunnel) + 1), selector(tunnel, side), sa);
+        Operation::InstallPolicy(Policy { generation: Generation(keyed), ..policy })
     }
 
     fn tunnel(&mut self, tunnel: u32) -> Option<&mut Tunnel> {
