@@ -280,14 +280,14 @@ impl<K: Expanded> KeyCache<K> {
     #[inline]
     fn evict(&mut self, serial: Serial) -> Option<usize> {
         let set = self.set_of(serial);
-        let way = match self.sets.get(set)?.0.iter().position(|there| *there == Serial::NONE) {
-            Some(empty) => empty,
-            None => {
-                let oldest = self.oldest.get_mut(set)?;
-                let way = usize::from(*oldest) % WAYS;
-                *oldest = oldest.wrapping_add(1);
-                way
-            }
+        let empty = self.sets.get(set)?.0.iter().position(|there| *there == Serial::NONE);
+        let way = if let Some(empty) = empty {
+            empty
+        } else {
+            let oldest = self.oldest.get_mut(set)?;
+            let way = usize::from(*oldest) % WAYS;
+            *oldest = oldest.wrapping_add(1);
+            way
         };
         let slot = set * WAYS + way;
         self.set_serial(slot, serial);
