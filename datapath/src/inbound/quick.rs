@@ -23,6 +23,7 @@ use crate::fib::{CachedFib, Exit, PortIndex};
 use crate::frame::{BATCH, Frame};
 use crate::header;
 use crate::relay;
+use crate::sad::lookup::Handle;
 use crate::sad::replay::Newest;
 use crate::sad::runtime::Expected;
 
@@ -66,6 +67,10 @@ struct Packet {
 }
 
 const _: () = assert!(size_of::<Packet>() <= 64);
+
+/// A packet's SA is looked for so many packets behind it: what was asked for is there by then, and the SA's own memory is
+/// asked for while further packets are read.
+const BEHIND: usize = 8;
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -115,6 +120,11 @@ pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BA
             batch.packets.push(Packet { frame, head, fate: Fate::Long, place: 0, sequence: 0 });
             // In its place: see `egress::put_part`. `read` saw that it has so many bytes.
             let _ = batch.packets.last_mut().and_then(|packet| packet.frame.cut(LINK, head.total));
+            if let Some(packet) =
+                batch.packets.len().checked_sub(BEHIND).and_then(|at| batch.packets.get_mut(at))
+            {
+                find(core, packet);
+            }
         } else {
             others.push(frame);
         }
@@ -232,22 +242,32 @@ struct Found {
 fn lookup(core: &Core, batch: &mut QuickBatch) -> Found {
     let (lookup, relays) = (!core.spis.is_empty(), !core.relays.is_empty());
     let mut all = Found { ours: false, relayed: false };
-    for Packet { head, fate, place, .. } in &mut batch.packets {
-        let found = if lookup { core.spis.get(IpsecProtocol::Esp, Spi(head.spi)) } else { None };
-        match found {
-            Some(handle) if handle.worker() == core.id => {
-                core.inbound.prefetch(handle.index());
-                (*fate, *place) = (Fate::Open, handle.index());
-                all.ours = true;
-            }
-            None if relays && !head.encapsulated() => {
-                *fate = Fate::Relay;
+    for packet in &mut batch.packets {
+        if packet.fate == Fate::Open {
+            all.ours = true;
+            continue;
+        }
+        match if lookup { find(core, packet) } else { None } {
+            Some(handle) if handle.worker() == core.id => all.ours = true,
+            None if relays && !packet.head.encapsulated() => {
+                packet.fate = Fate::Relay;
                 all.relayed = true;
             }
             _ => {}
         }
     }
     all
+}
+
+/// Finds the SA of a packet; if it is this worker's, the packet is opened, and the SA's memory asked for.
+#[inline]
+fn find(core: &Core, packet: &mut Packet) -> Option<Handle> {
+    let handle = core.spis.get(IpsecProtocol::Esp, Spi(packet.head.spi))?;
+    if handle.worker() == core.id {
+        core.inbound.prefetch(handle.index());
+        (packet.fate, packet.place) = (Fate::Open, handle.index());
+    }
+    Some(handle)
 }
 
 /// Finds translations.

@@ -60,6 +60,10 @@ struct Packet {
 
 const _: () = assert!(size_of::<Packet>() <= 64);
 
+/// A packet's SA is looked for so many packets behind it: what was asked for is there by then, and the SA's own memory is
+/// asked for while further packets are read.
+const BEHIND: usize = 8;
+
 /// No port has this number.
 const NOWHERE: PortIndex = PortIndex(u16::MAX);
 
@@ -88,6 +92,12 @@ pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BA
             batch.packets.push(Packet { frame, usual, sa: NO_LINK, out: NOWHERE, at: 0 });
             // In its place: see `egress::put_part`. `read` saw that it has so many bytes.
             let _ = batch.packets.last_mut().and_then(|packet| packet.frame.cut(LINK, usual.total));
+            if let Some(Packet { usual, sa, .. }) =
+                batch.packets.len().checked_sub(BEHIND).and_then(|at| batch.packets.get_mut(at))
+            {
+                *sa = core.flows.get(usual.key).unwrap_or(NO_LINK);
+                core.outbound.prefetch(*sa);
+            }
         } else {
             others.push(frame);
         }
@@ -218,11 +228,13 @@ fn leave(core: &mut Core, long: &mut OutboundBatch, frame: Frame, port: PortInde
     }
 }
 
-/// Finds the SAs, and asks for their memory.
+/// Finds the SAs that [`take`] did not, and asks for their memory.
 fn select(core: &mut Core, batch: &mut QuickBatch) {
     for Packet { frame, usual, sa, .. } in &mut batch.packets {
-        *sa = find(core, frame, usual.key).unwrap_or(NO_LINK);
-        core.outbound.prefetch(*sa);
+        if *sa == NO_LINK {
+            *sa = find(core, frame, usual.key).unwrap_or(NO_LINK);
+            core.outbound.prefetch(*sa);
+        }
     }
 }
 
