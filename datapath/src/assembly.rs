@@ -80,8 +80,8 @@ pub enum AssemblyError {
 }
 
 /// Flows (three times as many) and routes that a worker remembers at least (0.3 MB), and that all workers remember together
-/// at the most (84 MB).
-const REMEMBERED: (usize, usize) = (4096, 1 << 20);
+/// at the most (42 MB).
+const REMEMBERED: (usize, usize) = (4096, 1 << 19);
 
 /// Makes the workers.
 pub fn assemble(parts: Parts) -> Result<Assembly, AssemblyError> {

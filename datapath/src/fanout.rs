@@ -376,7 +376,7 @@ fn write_and_seal(arena: &Arena, engine: &mut Engine, runs: &[Run], usual: &mut 
         let bytes = arena.bytes_mut(frame);
         outbound::quick::write(template, link, *shape, &sequence, bytes);
         let packet = bytes.get_mut(ether::LEN + usize::from(template.at())..).unwrap_or_default();
-        ops.push(SealOp { key: key.into(), sequence, esn: template.esn(), packet });
+        ops.push(SealOp { key: key.into(), sequence, esn: template.is.esn(), packet });
     }
     *ends = engine.seal(ops);
 }
@@ -409,7 +409,7 @@ fn open_and_strip(
         ops.push(OpenOp {
             key: key.into(),
             sequence: *sequence,
-            esn: expected.esn(),
+            esn: expected.is.esn(),
             packet,
             outcome: Outcome::Pending,
         });

@@ -286,7 +286,8 @@ fn precheck(core: &Core, batch: &mut QuickBatch) {
         if *fate != Fate::Open {
             continue;
         }
-        let Some(state) = core.inbound.get(*place).filter(|state| state.expected.usable() && !state.stopped)
+        let Some(state) =
+            core.inbound.get(*place).filter(|state| state.expected.is.usable() && !state.stopped)
         else {
             *fate = Fate::Long;
             continue;
@@ -327,7 +328,7 @@ fn open(core: &mut Core, batch: &mut QuickBatch) -> ArrayVec<Outcome, BATCH> {
             *fate = Fate::Long;
             continue;
         };
-        let (sequence, esn) = (*sequence, state.expected.esn());
+        let (sequence, esn) = (*sequence, state.expected.is.esn());
         ops.push(OpenOp { key, sequence, esn, packet, outcome: Outcome::Pending });
     }
     crypto.open(&mut ops);
@@ -453,8 +454,8 @@ fn accept(core: &mut Core, head: &Head, sa: u32, sequence: u64) -> Result<(), Dr
     state.last_used = now;
     let expected = &state.expected;
     if newest
-        && expected.follow()
-        && expected.encapsulated() == head.encapsulated()
+        && expected.is.follow()
+        && expected.is.encapsulated() == head.encapsulated()
         && (expected.peer != head.source || state.peer_port != head.port)
     {
         follow(core, sa, std::net::Ipv4Addr::from_bits(head.source).into(), head.port);

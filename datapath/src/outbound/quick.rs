@@ -287,7 +287,7 @@ fn number<'a>(
 ) -> Option<(Reserved, &'a mut Exit)> {
     let template = &mut state.template;
     // So far from all its limits that no packet of this batch comes near.
-    let far = state.sequence.remaining() > RESERVE_LOW && !state.stopped && template.usable();
+    let far = state.sequence.remaining() > RESERVE_LOW && !state.stopped && template.is.usable();
     let peer = template.peer();
     let exit = if far { fib.exit_of(&mut template.exit, peer) } else { None };
     let exit = exit.filter(|exit| exit.ethernet)?;
@@ -381,7 +381,7 @@ fn seal(
     for (Packet { frame, sa, at, .. }, sequence) in ready.zip(numbers) {
         let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
         let state = outbound.get(*sa);
-        let key = state.and_then(|state| Some((state.esp_key()?, state.template.esn())));
+        let key = state.and_then(|state| Some((state.esp_key()?, state.template.is.esn())));
         let Some((key, esn)) = key else {
             // Not reached: each packet got its number from such an SA.
             continue;

@@ -104,26 +104,62 @@ pub struct Expected {
     pub selector: V4,
     /// The peer's address.
     pub peer: u32,
-    bits: u8,
+    /// What is true of it.
+    pub is: Traits,
     /// Bytes of ESP header and IV.
     pub front: u8,
     /// Bytes of the ICV.
     pub icv_len: u8,
 }
 
-/// Bits of [`Expected`] and [`Template`].
-const USABLE: u8 = 1;
-const ESN: u8 = 2;
-const ENCAPSULATED: u8 = 4;
-const FOLLOW: u8 = 8;
+/// What is true of a usual SA, in bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Traits(u8);
 
-/// `bit` if `set`.
-const fn bit(bit: u8, set: bool) -> u8 {
-    if set { bit } else { 0 }
+impl Traits {
+    const NONE: Self = Self(0);
+    const USABLE: u8 = 1;
+    const ESN: u8 = 2;
+    const ENCAPSULATED: u8 = 4;
+    const FOLLOW: u8 = 8;
+
+    fn new(config: &SaShared, usable: bool) -> Self {
+        let bit = |bit: u8, set: bool| if set { bit } else { 0 };
+        Self(
+            bit(Self::USABLE, usable && config.is_plain() && !config.is_metered())
+                | bit(Self::ESN, config.esn)
+                | bit(Self::ENCAPSULATED, config.encap.is_some())
+                | bit(Self::FOLLOW, config.follow_peer),
+        )
+    }
+
+    /// Whether there are usual packets at all.
+    #[inline]
+    pub const fn usable(self) -> bool {
+        self.0 & Self::USABLE != 0
+    }
+
+    /// 64-bit sequence numbers.
+    #[inline]
+    pub const fn esn(self) -> bool {
+        self.0 & Self::ESN != 0
+    }
+
+    /// In UDP.
+    #[inline]
+    pub const fn encapsulated(self) -> bool {
+        self.0 & Self::ENCAPSULATED != 0
+    }
+
+    /// MOB-2.
+    #[inline]
+    pub const fn follow(self) -> bool {
+        self.0 & Self::FOLLOW != 0
+    }
 }
 
 impl Expected {
-    const NOTHING: Self = Self { selector: V4::NOTHING, peer: 0, bits: 0, front: 0, icv_len: 0 };
+    const NOTHING: Self = Self { selector: V4::NOTHING, peer: 0, is: Traits::NONE, front: 0, icv_len: 0 };
 
     fn new(config: &SaShared, peer: IpAddr) -> Self {
         let (SaKey::Esp(key), IpAddr::V4(peer), Some(selector)) = (&config.key, peer, config.selector())
@@ -135,37 +171,10 @@ impl Expected {
         Self {
             selector,
             peer: peer.to_bits(),
-            bits: bit(USABLE, config.is_plain() && !config.is_metered())
-                | bit(ESN, config.esn)
-                | bit(FOLLOW, config.follow_peer)
-                | bit(ENCAPSULATED, config.encap.is_some()),
+            is: Traits::new(config, true),
             front: header + layout.iv_len,
             icv_len: layout.icv_len,
         }
-    }
-
-    /// Whether there are usual packets at all.
-    #[inline]
-    pub const fn usable(&self) -> bool {
-        self.bits & USABLE != 0
-    }
-
-    /// 64-bit sequence numbers.
-    #[inline]
-    pub const fn esn(&self) -> bool {
-        self.bits & ESN != 0
-    }
-
-    /// MOB-2.
-    #[inline]
-    pub const fn follow(&self) -> bool {
-        self.bits & FOLLOW != 0
-    }
-
-    /// In UDP.
-    #[inline]
-    pub const fn encapsulated(&self) -> bool {
-        self.bits & ENCAPSULATED != 0
     }
 }
 
@@ -190,7 +199,8 @@ pub struct Template {
     sum: u16,
     /// The configured limit of outer packets in bytes; `u16::MAX` without one.
     pub mtu: u16,
-    bits: u8,
+    /// What is true of it.
+    pub is: Traits,
     /// Bytes of the IV.
     pub iv_len: u8,
     /// Bytes of the ICV.
@@ -225,7 +235,7 @@ impl Template {
         spi: 0,
         sum: 0,
         mtu: 0,
-        bits: 0,
+        is: Traits::NONE,
         iv_len: 0,
         icv_len: 0,
         block_mask: 0,
@@ -257,9 +267,7 @@ impl Template {
             sum: 0,
             mtu: config.path.mtu.unwrap_or(u16::MAX),
             // Without an IV the zeros behind the SPI would reach into the packet.
-            bits: bit(USABLE, config.is_plain() && !config.is_metered() && layout.iv_len >= 8)
-                | bit(ESN, config.esn)
-                | bit(ENCAPSULATED, config.encap.is_some()),
+            is: Traits::new(config, layout.iv_len >= 8),
             iv_len: layout.iv_len,
             icv_len: layout.icv_len,
             block_mask: layout.block.checked_sub(1)?,
@@ -275,22 +283,10 @@ impl Template {
         Some(Self { sum, ..made })
     }
 
-    /// Whether there are usual packets at all.
-    #[inline]
-    pub const fn usable(&self) -> bool {
-        self.bits & USABLE != 0
-    }
-
-    /// 64-bit sequence numbers.
-    #[inline]
-    pub const fn esn(&self) -> bool {
-        self.bits & ESN != 0
-    }
-
     /// Offset of the ESP header.
     #[inline]
     pub const fn at(&self) -> u16 {
-        if self.bits & ENCAPSULATED == 0 { IP } else { IP + UDP }
+        if self.is.encapsulated() { IP + UDP } else { IP }
     }
 
     /// The peer.
@@ -321,7 +317,7 @@ impl Template {
     /// The headers in big-endian words, the first of them with nothing but the version and the header's length.
     #[inline]
     fn words(&self, total: u16, check: u16) -> [u64; 4] {
-        let encapsulated = self.bits & ENCAPSULATED != 0;
+        let encapsulated = self.is.encapsulated();
         let protocol = if encapsulated { Protocol::UDP } else { Protocol::ESP };
         let [ttl, protocol, check] = [OUTER_TTL.into(), protocol.0.into(), u64::from(check)];
         let (behind, last) = if encapsulated {
