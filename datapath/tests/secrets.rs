@@ -19,11 +19,12 @@ const LOOKED_AT: &str = "POSTERN_DATAPATH_SECRETS";
 const NEEDED: u8 = 0;
 const GONE: u8 = 1;
 /// Suites, and whether another worker helps.
-const CASES: [(Suites, bool); 5] = [
+const CASES: [(Suites, bool); 6] = [
     (Suites::CbcSha256, false),
     (Suites::CbcSha1, false),
     (Suites::CbcSha384, false),
     (Suites::CbcSha256, true),
+    (Suites::Gcm128, false),
     (Suites::Gcm128, true),
 ];
 
