@@ -123,7 +123,7 @@ pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BA
             if let Some(packet) =
                 batch.packets.len().checked_sub(BEHIND).and_then(|at| batch.packets.get_mut(at))
             {
-                find(core, packet);
+                seek(core, packet, lookup, relays);
             }
         } else {
             others.push(frame);
@@ -218,11 +218,8 @@ impl Head {
 
 /// Takes a batch from `port` through all stages and leaves it empty; what is not usual goes to the end of `long`.
 pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut InboundBatch) {
-    let Found { ours, relayed } = lookup(core, batch);
-    if relayed {
-        translations(core, batch);
-    }
-    let outcomes = if ours {
+    lookup(core, batch);
+    let outcomes = if batch.packets.iter().any(|packet| packet.fate == Fate::Open) {
         precheck(core, batch);
         spread(core, batch, port);
         open(core, batch)
@@ -232,31 +229,22 @@ pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut 
     deliver(core, batch, &outcomes, port, long);
 }
 
-/// What there is in a batch.
-struct Found {
-    ours: bool,
-    relayed: bool,
+/// Finds what [`take`] did not.
+fn lookup(core: &Core, batch: &mut QuickBatch) {
+    let (lookup, relays) = (!core.spis.is_empty(), !core.relays.is_empty());
+    for packet in batch.packets.iter_mut().filter(|packet| packet.fate == Fate::Long) {
+        seek(core, packet, lookup, relays);
+    }
 }
 
-/// Finds SAs by SPI, and sets apart what a translation may be for.
-fn lookup(core: &Core, batch: &mut QuickBatch) -> Found {
-    let (lookup, relays) = (!core.spis.is_empty(), !core.relays.is_empty());
-    let mut all = Found { ours: false, relayed: false };
-    for packet in &mut batch.packets {
-        if packet.fate == Fate::Open {
-            all.ours = true;
-            continue;
-        }
-        match if lookup { find(core, packet) } else { None } {
-            Some(handle) if handle.worker() == core.id => all.ours = true,
-            None if relays && !packet.head.encapsulated() => {
-                packet.fate = Fate::Relay;
-                all.relayed = true;
-            }
-            _ => {}
-        }
+/// Finds the SA or the translation of a packet, in the tables that are not empty.
+#[inline]
+fn seek(core: &Core, packet: &mut Packet, lookup: bool, relays: bool) {
+    let found = if lookup { find(core, packet) } else { None };
+    if found.is_none() && relays && !packet.head.encapsulated() {
+        packet.fate = Fate::Relay;
+        packet.place = relay::find(&core.relays, packet.head.spi, packet.head.destination);
     }
-    all
 }
 
 /// Finds the SA of a packet; if it is this worker's, the packet is opened, and the SA's memory asked for.
@@ -268,15 +256,6 @@ fn find(core: &Core, packet: &mut Packet) -> Option<Handle> {
         (packet.fate, packet.place) = (Fate::Open, handle.index());
     }
     Some(handle)
-}
-
-/// Finds translations.
-fn translations(core: &Core, batch: &mut QuickBatch) {
-    for Packet { head, fate, place, .. } in &mut batch.packets {
-        if *fate == Fate::Relay {
-            *place = relay::find(&core.relays, head.spi, head.destination);
-        }
-    }
 }
 
 /// As the stage of the same name.
