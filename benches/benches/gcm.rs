@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use aes_gcm::aead::{AeadInOut, KeyInit};
 use postern_espgcm::pipes::Pipe;
-use postern_espgcm::{Aad, HEADER, Kernel, Key, Level, Packet, TAG, Verdict, Wanted};
+use postern_espgcm::{EspPacket, HEADER, Kernel, Key, Level, TAG, Verdict, Wanted};
 
 const BATCH: usize = 32;
 const SIZES: [usize; 5] = [64, 256, 576, 1024, 1424];
@@ -91,15 +91,14 @@ impl Contestant for Ours {
     fn run(&mut self, direction: Direction, size: usize) -> f64 {
         let Self(kernel, key) = self;
         Packets::new(size).time(direction, |direction, packets| {
-            let packet = |(at, bytes)| {
-                let aad = Aad::esp([1, 2, 3, 4], None, [5, 6, 7, 8]);
-                Packet { key, nonce: nonce(at), aad, bytes, verdict: Verdict::Pending }
-            };
-            let mut packets = packets.iter_mut().map(Vec::as_mut_slice).enumerate().map(packet);
-            let mut batch: [Packet<'_>; BATCH] = std::array::from_fn(|_| packets.next().expect("32"));
+            let packet =
+                |bytes| EspPacket { key: 0, salt: [7; 4], high: None, bytes, verdict: Verdict::Pending };
+            let mut packets = packets.iter_mut().map(|packet| packet.as_mut_slice()).map(packet);
+            let mut batch: [EspPacket<'_>; BATCH] = std::array::from_fn(|_| packets.next().expect("32"));
+            let keys = std::slice::from_ref(key);
             match direction {
-                Direction::Seal => kernel.seal(&mut batch),
-                Direction::Open => kernel.open(&mut batch),
+                Direction::Seal => kernel.seal_esp(keys, &mut batch),
+                Direction::Open => kernel.open_esp(keys, &mut batch),
             }
             assert!(batch.iter().all(|packet| packet.verdict == Verdict::Done), "wrong tag");
         })

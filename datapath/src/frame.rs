@@ -142,6 +142,12 @@ impl Frame {
         self.set(self.headroom(), self.len().checked_add(n)?)
     }
 
+    /// Both at once.
+    #[inline]
+    pub fn grow(&mut self, front: usize, back: usize) -> Option<()> {
+        self.set(self.headroom().checked_sub(front)?, self.len().checked_add(front)?.checked_add(back)?)
+    }
+
     /// Cuts the packet to `len` bytes; a packet that is not longer stays as it is.
     #[inline]
     pub fn truncate(&mut self, len: usize) {

@@ -34,8 +34,8 @@ pub(crate) struct Job {
     pub(crate) text: usize,
     /// Nonce and the counter 1, the first byte lowest.
     pub(crate) counter: u128,
-    /// The AAD's block.
-    pub(crate) aad: *const u8,
+    /// What makes the AAD's block of the packet's first 16 bytes: their sum.
+    pub(crate) mixed: u128,
     /// Lengths of AAD and text in bits.
     pub(crate) lengths: u128,
 }
@@ -236,11 +236,10 @@ impl<V: Lanes> State<V> {
     unsafe fn new(job: &Job) -> Self {
         // SAFETY: the caller's.
         unsafe {
-            let header = V::load_block(job.packet.cast_const());
             Self {
                 counter: Counter::new(job.counter),
                 at: job.packet,
-                hash: header.xor(V::load_block(job.aad)).swap_bytes(),
+                hash: V::block(job.mixed).swap_bytes(),
                 tag: V::zero(),
                 sealed: [V::zero(); CHUNK],
             }
@@ -265,7 +264,7 @@ struct Hasher<V> {
     sum: Option<Sum<V>>,
 }
 
-impl<V: Lanes> Hasher<V> {
+impl<V: Lanes> Between<V> for Hasher<V> {
     /// Vector by vector in the odd rounds, then the reduction.
     #[inline(always)]
     unsafe fn step(&mut self, key: &Reader<V>, round: usize) {
@@ -304,13 +303,27 @@ impl<V: Lanes> Hasher<V> {
 /// Rounds from one vector of the hash to the next.
 const HASH_EVERY: usize = if CHUNK <= 4 { 2 } else { 1 };
 
-/// The key stream of the next `C` vectors. `between` is called with 1 to 9 before each of the nine rounds before the last, for
-/// work between the rounds. What longer keys have more comes first: behind a branch the compiler would move all that work.
+/// Work between the rounds of the cipher. No closure: one that is not inlined would not have the instructions of its caller,
+/// and nothing can make sure that one is.
+trait Between<V> {
+    /// In round 1 to 9, before the last one.
+    unsafe fn step(&mut self, key: &Reader<V>, round: usize);
+}
+
+/// Nothing to do.
+struct Nothing;
+
+impl<V: Lanes> Between<V> for Nothing {
+    #[inline(always)]
+    unsafe fn step(&mut self, _: &Reader<V>, _: usize) {}
+}
+
+/// The key stream of the next `C` vectors, with other work between the rounds. What longer keys have more comes first: behind a branch the compiler would move all that work.
 #[inline(always)]
 unsafe fn stream<V: Lanes, const C: usize>(
     key: &Reader<V>,
     counter: &mut Counter<V>,
-    mut between: impl FnMut(usize),
+    between: &mut impl Between<V>,
 ) -> [V; C] {
     // SAFETY: the caller's.
     unsafe {
@@ -334,7 +347,7 @@ unsafe fn stream<V: Lanes, const C: usize>(
             for state in &mut states {
                 *state = state.aesenc(round_key);
             }
-            between(round);
+            between.step(key, round);
         }
         let round_key = key.round(10);
         for state in &mut states {
@@ -352,11 +365,11 @@ unsafe fn bulk<V: Lanes, const SEAL: bool, const FIRST: bool>(key: &Reader<V>, s
     unsafe {
         let at = state.at;
         let mut hasher = hasher::<V, SEAL>(state);
-        let mut streams: [V; CHUNK] = stream(key, &mut state.counter, |round| {
-            if !(SEAL && FIRST) {
-                hasher.step(key, round);
-            }
-        });
+        let mut streams: [V; CHUNK] = if SEAL && FIRST {
+            stream(key, &mut state.counter, &mut Nothing)
+        } else {
+            stream(key, &mut state.counter, &mut hasher)
+        };
         state.hash = hasher.hash;
         if FIRST && let Some(stream) = streams.first_mut() {
             state.keep_tag(stream);
@@ -379,6 +392,64 @@ unsafe fn hasher<V: Lanes, const SEAL: bool>(state: &State<V>) -> Hasher<V> {
     let back = if SEAL { BLOCK * V::BLOCKS * CHUNK } else { 0 };
     let sealed = if SEAL && V::MANY { Some(state.sealed) } else { None };
     Hasher { from: state.at.wrapping_sub(back).cast_const(), sealed, hash: state.hash, sum: None }
+}
+
+/// The hash of the last `C` vectors.
+struct Tail<V, const SEAL: bool, const FIRST: bool, const C: usize> {
+    texts: [V; C],
+    /// Of the chunk before, when sealing.
+    hasher: Hasher<V>,
+    /// The block of lengths where it stands in the last vector.
+    lengths: V,
+    /// Bytes of text in the last vector.
+    left: usize,
+    /// Blocks that are left, with the lengths.
+    positions: usize,
+    total: Option<Sum<V>>,
+}
+
+impl<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize> Tail<V, SEAL, FIRST, C> {
+    /// Hashes vector `index` of ciphertext; if it is the last and not `whole`, what is in it behind the text is not zero.
+    #[inline(always)]
+    unsafe fn add(&mut self, key: &Reader<V>, index: usize, text: V, whole: bool) {
+        // SAFETY: the caller's.
+        unsafe {
+            let text = if index + 1 == C && !whole { text.keep(self.left) } else { text };
+            let mut turned = text.swap_bytes();
+            if index == 0 {
+                turned = turned.xor(self.hasher.hash);
+            }
+            if index + 1 == C {
+                turned = turned.xor(self.lengths);
+            }
+            self.add_product(Sum::of(turned, key.powers(self.positions - V::BLOCKS * index)));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(&mut self, product: Sum<V>) {
+        self.total = Some(match self.total {
+            // SAFETY: the caller's.
+            Some(total) => unsafe { total.plus(product) },
+            None => product,
+        });
+    }
+}
+
+impl<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize> Between<V> for Tail<V, SEAL, FIRST, C> {
+    /// When sealing the chunk before, if there is one; when opening what is there already.
+    #[inline(always)]
+    unsafe fn step(&mut self, key: &Reader<V>, round: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            if SEAL && !FIRST {
+                self.hasher.step(key, round);
+            }
+            if !SEAL && let Some(text) = self.texts.get(round - 1) {
+                self.add(key, round - 1, *text, V::EXACT);
+            }
+        }
+    }
 }
 
 /// Seals or opens the last `C` vectors with text, and hashes the lengths; `bytes` are left in memory, the ESP header
@@ -410,34 +481,9 @@ unsafe fn last<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize>(
 
         // Behind the text, if there is a lane for it.
         let lengths = V::place(job.lengths, blocks);
-        let product = |index: usize, text: V, hash: V, whole: bool| {
-            let text = if index + 1 == C && !whole { text.keep(left) } else { text };
-            let mut turned = text.swap_bytes();
-            if index == 0 {
-                turned = turned.xor(hash);
-            }
-            if index + 1 == C {
-                turned = turned.xor(lengths);
-            }
-            Sum::of(turned, key.powers(positions - V::BLOCKS * index))
-        };
-        let mut total: Option<Sum<V>> = None;
-        let mut add = |product: Sum<V>| {
-            total = Some(match total {
-                Some(total) => total.plus(product),
-                None => product,
-            });
-        };
-
-        let mut hasher = hasher::<V, SEAL>(state);
-        let mut streams: [V; C] = stream(key, &mut state.counter, |round| {
-            if SEAL && !FIRST {
-                hasher.step(key, round);
-            }
-            if !SEAL && let Some(text) = texts.get(round - 1) {
-                add(product(round - 1, *text, hasher.hash, V::EXACT));
-            }
-        });
+        let hasher = hasher::<V, SEAL>(state);
+        let mut tail = Tail::<V, SEAL, FIRST, C> { texts, hasher, lengths, left, positions, total: None };
+        let mut streams: [V; C] = stream(key, &mut state.counter, &mut tail);
         if FIRST && let Some(stream) = streams.first_mut() {
             state.keep_tag(stream);
         }
@@ -450,13 +496,13 @@ unsafe fn last<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize>(
                 out.store_part(to, left);
             }
             if SEAL {
-                add(product(index, out, hasher.hash, false));
+                tail.add(key, index, out, false);
             }
         }
         if blocks == V::BLOCKS {
-            add(Sum::of(V::place(job.lengths, 0), key.powers(1)));
+            tail.add_product(Sum::of(V::place(job.lengths, 0), key.powers(1)));
         }
-        let computed = match total {
+        let computed = match tail.total {
             Some(total) => total.reduce().fold().swap_bytes().xor(state.tag),
             None => V::zero(),
         };

@@ -26,6 +26,9 @@ pub(crate) unsafe trait Lanes: Copy {
     /// `block`, whose first byte is the lowest, in every lane.
     unsafe fn splat(block: u128) -> Self;
 
+    /// `block` in lane 0, zeros in the others.
+    unsafe fn block(block: u128) -> Self;
+
     /// `block` in lane `lane`, zeros in the others; zeros in all when there is no such lane.
     unsafe fn place(block: u128, lane: usize) -> Self;
 

@@ -1,15 +1,16 @@
 //! AES-GCM for ESP packets (RFC 4106) on the vector instructions of today's x86 processors.
 //!
 //! [`Kernel::new`] gives the kernel of a [`Level`] if the processor has its instructions; [`Kernel::expand`] makes keys,
-//! [`Kernel::seal`] and [`Kernel::open`] take packets in batches. A packet is contiguous:
+//! [`Kernel::seal_esp`] and [`Kernel::open_esp`] take packets in batches. A packet is contiguous:
 //!
 //! ```text
-//! ESP header and IV (16, left as they are) | text | tag (16)
+//! SPI (4) | sequence number (4) | IV (8) | text | tag (16)
 //! ```
 //!
-//! The AAD is given apart, as it is not the header's bytes as they stand (RFC 4106 section 5), and has at most one
-//! block; what it is and that a nonce is never used twice are the caller's business. Other lengths of nonce, AAD and tag are
-//! not for ESP and not here.
+//! Nonce and AAD are what RFC 4106 makes of SPI, number and IV, which are left as they are; that a nonce is never used
+//! twice is the caller's business. [`Kernel::seal`] and [`Kernel::open`] do the same with any nonce of 12 bytes and any AAD
+//! of at most one block, so that the vectors of others can be held against them. Other lengths of nonce, AAD and tag are not
+//! for ESP and not here.
 //!
 //! Time depends on lengths and on whether tags are right, not on keys, texts or tags. A text whose tag is wrong is zeroed
 //! before `open` returns.
@@ -142,19 +143,6 @@ impl Aad {
         block.get_mut(..data.len())?.copy_from_slice(data);
         Some(Self { block, len: u8::try_from(data.len()).ok()? })
     }
-
-    /// SPI and sequence number, the latter with its high half when it is extended (RFC 4106 section 5).
-    #[inline]
-    pub fn esp(spi: [u8; 4], high: Option<u32>, low: [u8; 4]) -> Self {
-        let ([s0, s1, s2, s3], [l0, l1, l2, l3]) = (spi, low);
-        match high {
-            None => Self { block: [s0, s1, s2, s3, l0, l1, l2, l3, 0, 0, 0, 0, 0, 0, 0, 0], len: 8 },
-            Some(high) => {
-                let [h0, h1, h2, h3] = high.to_be_bytes();
-                Self { block: [s0, s1, s2, s3, h0, h1, h2, h3, l0, l1, l2, l3, 0, 0, 0, 0], len: 12 }
-            }
-        }
-    }
 }
 
 /// What became of a packet.
@@ -186,7 +174,28 @@ impl fmt::Debug for Wanted<'_> {
     }
 }
 
-/// One packet of a batch.
+/// One ESP packet of a batch.
+pub struct EspPacket<'a> {
+    /// Index of the key, expanded by the kernel that gets the packet. (By another one: a wrong tag.)
+    pub key: usize,
+    /// What the nonce begins with; the IV follows (RFC 4106 section 4).
+    pub salt: [u8; 4],
+    /// The high half of an extended sequence number (RFC 4106 section 5).
+    pub high: Option<u32>,
+    /// Header, IV, text, tag.
+    pub bytes: &'a mut [u8],
+    /// [`Verdict::Pending`] before; others are left alone.
+    pub verdict: Verdict,
+}
+
+impl fmt::Debug for EspPacket<'_> {
+    /// Without the bytes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EspPacket {{ {} bytes, {:?} }}", self.bytes.len(), self.verdict)
+    }
+}
+
+/// One packet of a batch, with any nonce and AAD.
 pub struct Packet<'a> {
     /// The key, expanded by the kernel that gets the packet. (By another one: a wrong tag.)
     pub key: &'a Key,
@@ -285,7 +294,49 @@ impl Kernel {
         scrub();
     }
 
-    /// Encrypts the text of every pending packet in place and writes its tag.
+    /// Encrypts the text of every pending packet in place and writes its tag. The packets' keys are in `keys`; one that is
+    /// not refuses its packets.
+    #[inline]
+    pub fn seal_esp(self, keys: &[Key], packets: &mut [EspPacket<'_>]) {
+        // JUSTIFICATION, SAFETY: as in `expand`.
+        unsafe {
+            match self.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes512 => seal_esp_vaes512(keys, packets),
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes256 => seal_esp_vaes256(keys, packets),
+                #[cfg(not(target_arch = "x86_64"))]
+                Level::Vaes512 | Level::Vaes256 => {}
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable2 => seal::<Soft<2>, _>(keys, packets),
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable4 => seal::<Soft<4>, _>(keys, packets),
+            }
+        }
+    }
+
+    /// Decrypts the text of every pending packet in place if its tag is right, and zeroes it if not. The tags stay; keys as
+    /// in [`Self::seal_esp`].
+    #[inline]
+    pub fn open_esp(self, keys: &[Key], packets: &mut [EspPacket<'_>]) {
+        // JUSTIFICATION, SAFETY: as in `expand`.
+        unsafe {
+            match self.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes512 => open_esp_vaes512(keys, packets),
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes256 => open_esp_vaes256(keys, packets),
+                #[cfg(not(target_arch = "x86_64"))]
+                Level::Vaes512 | Level::Vaes256 => {}
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable2 => open::<Soft<2>, _>(keys, packets),
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable4 => open::<Soft<4>, _>(keys, packets),
+            }
+        }
+    }
+
+    /// As [`Self::seal_esp`], of packets with any nonce and AAD.
     #[inline]
     pub fn seal(self, packets: &mut [Packet<'_>]) {
         // JUSTIFICATION, SAFETY: as in `expand`.
@@ -298,14 +349,14 @@ impl Kernel {
                 #[cfg(not(target_arch = "x86_64"))]
                 Level::Vaes512 | Level::Vaes256 => {}
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => seal::<Soft<2>>(packets),
+                Level::Portable2 => seal::<Soft<2>, _>(&[], packets),
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => seal::<Soft<4>>(packets),
+                Level::Portable4 => seal::<Soft<4>, _>(&[], packets),
             }
         }
     }
 
-    /// Decrypts the text of every pending packet in place if its tag is right, and zeroes it if not. The tags stay.
+    /// As [`Self::open_esp`], of packets with any nonce and AAD.
     #[inline]
     pub fn open(self, packets: &mut [Packet<'_>]) {
         // JUSTIFICATION, SAFETY: as in `expand`.
@@ -318,9 +369,9 @@ impl Kernel {
                 #[cfg(not(target_arch = "x86_64"))]
                 Level::Vaes512 | Level::Vaes256 => {}
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => open::<Soft<2>>(packets),
+                Level::Portable2 => open::<Soft<2>, _>(&[], packets),
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => open::<Soft<4>>(packets),
+                Level::Portable4 => open::<Soft<4>, _>(&[], packets),
             }
         }
     }
@@ -350,7 +401,7 @@ fn present() -> [bool; NEEDED.len()] {
 /// The functions in which the instructions of a level are enabled.
 #[cfg(target_arch = "x86_64")]
 macro_rules! level {
-    ($vector:ty, $features:literal, $expand:ident, $seal:ident, $open:ident) => {
+    ($vector:ty, $features:literal, $expand:ident, $seal_esp:ident, $open_esp:ident, $seal:ident, $open:ident) => {
         // JUSTIFICATION: `#[target_feature]` is how one binary has code for several processors.
         // SAFETY (each): the caller sees that the processor has the instructions.
         #[target_feature(enable = $features)]
@@ -360,26 +411,48 @@ macro_rules! level {
         }
 
         #[target_feature(enable = $features)]
+        unsafe fn $seal_esp(keys: &[Key], packets: &mut [EspPacket<'_>]) {
+            // SAFETY: above.
+            unsafe { seal::<$vector, _>(keys, packets) }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn $open_esp(keys: &[Key], packets: &mut [EspPacket<'_>]) {
+            // SAFETY: above.
+            unsafe { open::<$vector, _>(keys, packets) }
+        }
+
+        #[target_feature(enable = $features)]
         unsafe fn $seal(packets: &mut [Packet<'_>]) {
             // SAFETY: above.
-            unsafe { seal::<$vector>(packets) }
+            unsafe { seal::<$vector, _>(&[], packets) }
         }
 
         #[target_feature(enable = $features)]
         unsafe fn $open(packets: &mut [Packet<'_>]) {
             // SAFETY: above.
-            unsafe { open::<$vector>(packets) }
+            unsafe { open::<$vector, _>(&[], packets) }
         }
     };
 }
 
 #[cfg(target_arch = "x86_64")]
-level!(Pair, "avx2,aes,pclmulqdq,vaes,vpclmulqdq", expand_vaes256, seal_vaes256, open_vaes256);
+level!(
+    Pair,
+    "avx2,aes,pclmulqdq,vaes,vpclmulqdq",
+    expand_vaes256,
+    seal_esp_vaes256,
+    open_esp_vaes256,
+    seal_vaes256,
+    open_vaes256
+);
 #[cfg(target_arch = "x86_64")]
 level!(
     Quad,
     "avx2,aes,pclmulqdq,vaes,vpclmulqdq,avx512f,avx512bw,avx512vl",
     expand_vaes512,
+    seal_esp_vaes512,
+    open_esp_vaes512,
     seal_vaes512,
     open_vaes512
 );
@@ -439,37 +512,134 @@ fn scrub() {
     core::hint::black_box(&mut [0u8; 4096]);
 }
 
+/// What the kernels need to know of a packet.
+trait Input {
+    /// Its key, which may be one of `keys`.
+    fn key<'k>(&'k self, keys: &'k [Key]) -> Option<&'k Key>;
+
+    /// What its nonce and AAD are, if it has a header.
+    fn head(&self) -> Option<Head>;
+
+    fn bytes(&mut self) -> &mut [u8];
+
+    fn verdict(&mut self) -> &mut Verdict;
+}
+
+/// Nonce and AAD, with first bytes lowest.
+struct Head {
+    /// The nonce, without a counter.
+    nonce: u128,
+    /// The AAD's block, with the header's added to it.
+    mixed: u128,
+    /// Bytes of the AAD.
+    aad_len: u8,
+}
+
+/// The header in two words, the first byte lowest.
+#[inline(always)]
+fn words(bytes: &[u8]) -> Option<[u64; 2]> {
+    let ([first, second, ..], _) = bytes.first_chunk::<HEADER>()?.as_chunks::<8>() else { return None };
+    Some([u64::from_le_bytes(*first), u64::from_le_bytes(*second)])
+}
+
+const fn block(low: u64, high: u64) -> u128 {
+    low as u128 | (high as u128) << 64
+}
+
+impl Input for EspPacket<'_> {
+    #[inline(always)]
+    fn key<'k>(&'k self, keys: &'k [Key]) -> Option<&'k Key> {
+        keys.get(self.key)
+    }
+
+    #[inline(always)]
+    fn head(&self) -> Option<Head> {
+        let [spi_and_number, iv] = words(self.bytes)?;
+        let salt = u32::from_le_bytes(self.salt);
+        let nonce = block(u64::from(salt) | iv << 32, iv >> 32);
+        let (mixed, aad_len) = match self.high {
+            // SPI and number stand where they are in the AAD.
+            None => (block(0, iv), 8),
+            Some(high) => {
+                let (high, number) = (u64::from(high.swap_bytes()), spi_and_number >> 32);
+                (block((high ^ number) << 32, iv ^ number), 12)
+            }
+        };
+        Some(Head { nonce, mixed, aad_len })
+    }
+
+    #[inline(always)]
+    fn bytes(&mut self) -> &mut [u8] {
+        self.bytes
+    }
+
+    #[inline(always)]
+    fn verdict(&mut self) -> &mut Verdict {
+        &mut self.verdict
+    }
+}
+
+impl Input for Packet<'_> {
+    #[inline(always)]
+    fn key<'k>(&'k self, _: &'k [Key]) -> Option<&'k Key> {
+        Some(self.key)
+    }
+
+    #[inline(always)]
+    fn head(&self) -> Option<Head> {
+        let [first, second] = words(self.bytes)?;
+        let [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11] = self.nonce;
+        let nonce = block(
+            u64::from_le_bytes([n0, n1, n2, n3, n4, n5, n6, n7]),
+            u64::from(u32::from_le_bytes([n8, n9, n10, n11])),
+        );
+        let Aad { block: aad, len: aad_len } = self.aad;
+        Some(Head { nonce, mixed: u128::from_le_bytes(aad) ^ block(first, second), aad_len })
+    }
+
+    #[inline(always)]
+    fn bytes(&mut self) -> &mut [u8] {
+        self.bytes
+    }
+
+    #[inline(always)]
+    fn verdict(&mut self) -> &mut Verdict {
+        &mut self.verdict
+    }
+}
+
 /// The job of a packet, if its length can be one and its key is one.
 #[inline(always)]
-fn job<V: Lanes>(packet: &mut Packet<'_>) -> Option<Job> {
-    let Packet { key, nonce, aad, bytes, verdict: _ } = packet;
-    let len = bytes.len();
+fn job<V: Lanes, P: Input>(keys: &[Key], packet: &mut P) -> Option<Job> {
+    let Head { nonce, mixed, aad_len } = packet.head()?;
+    let len = packet.bytes().len();
     let text = len.checked_sub(HEADER + TAG).filter(|_| len <= LONGEST)?;
+    let key = packet.key(keys)?;
     let rounds = key.rounds::<V>();
     if !matches!(rounds, 10 | 12 | 14) || !key.is_enough::<V>(text) {
         return None;
     }
-    let [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11] = *nonce;
-    let first = u64::from_le_bytes([n0, n1, n2, n3, n4, n5, n6, n7]);
-    let rest = u32::from_le_bytes([n8, n9, n10, n11]);
     Some(Job {
         key: key.as_ptr(),
         rounds,
-        packet: bytes.as_mut_ptr(),
         text,
-        counter: u128::from(first) | u128::from(rest) << 64 | 1 << 120,
-        aad: aad.block.as_ptr(),
-        lengths: u128::from(aad.len) << 67 | (text as u128) << 3,
+        counter: nonce | 1 << 120,
+        mixed,
+        lengths: u128::from(aad_len) << 67 | (text as u128) << 3,
+        packet: packet.bytes().as_mut_ptr(),
     })
 }
 
 /// # Safety
 /// The processor has the instructions of `V`.
 #[inline(always)]
-unsafe fn seal<V: Lanes>(packets: &mut [Packet<'_>]) {
-    for packet in packets.iter_mut().filter(|packet| packet.verdict == Verdict::Pending) {
-        packet.verdict = Verdict::Refused;
-        let Some(job) = job::<V>(packet) else { continue };
+unsafe fn seal<V: Lanes, P: Input>(keys: &[Key], packets: &mut [P]) {
+    for packet in packets {
+        if *packet.verdict() != Verdict::Pending {
+            continue;
+        }
+        *packet.verdict() = Verdict::Refused;
+        let Some(job) = job::<V, P>(keys, packet) else { continue };
         // JUSTIFICATION: the kernel works on pointers.
         // SAFETY: the instructions are there. `job` has the length of the slice, which is borrowed for as long as this
         // takes; the key knows its rounds; the tag's 16 bytes stand behind header and text.
@@ -477,23 +647,26 @@ unsafe fn seal<V: Lanes>(packets: &mut [Packet<'_>]) {
             let tag: V = crypt::<V, true>(&job);
             tag.store_block(job.packet.add(HEADER + job.text));
         }
-        packet.verdict = Verdict::Done;
+        *packet.verdict() = Verdict::Done;
     }
 }
 
 /// # Safety
 /// The processor has the instructions of `V`.
 #[inline(always)]
-unsafe fn open<V: Lanes>(packets: &mut [Packet<'_>]) {
-    for packet in packets.iter_mut().filter(|packet| packet.verdict == Verdict::Pending) {
-        packet.verdict = Verdict::Refused;
-        let Some(job) = job::<V>(packet) else { continue };
+unsafe fn open<V: Lanes, P: Input>(keys: &[Key], packets: &mut [P]) {
+    for packet in packets {
+        if *packet.verdict() != Verdict::Pending {
+            continue;
+        }
+        *packet.verdict() = Verdict::Refused;
+        let Some(job) = job::<V, P>(keys, packet) else { continue };
         // JUSTIFICATION, SAFETY: as in `seal`.
         let right = unsafe {
             let difference: V = crypt::<V, false>(&job);
             difference.first_is_zero()
         };
-        packet.verdict = if right { Verdict::Done } else { wipe_text(packet.bytes) };
+        *packet.verdict() = if right { Verdict::Done } else { wipe_text(packet.bytes()) };
     }
 }
 

@@ -84,6 +84,10 @@ unsafe impl<const N: usize> Lanes for Soft<N> {
         Self([block; N])
     }
 
+    unsafe fn block(block: u128) -> Self {
+        unsafe { Self::place(block, 0) }
+    }
+
     unsafe fn place(block: u128, lane: usize) -> Self {
         Self(core::array::from_fn(|at| if at == lane { block } else { 0 }))
     }

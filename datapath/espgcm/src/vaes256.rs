@@ -33,6 +33,11 @@ unsafe impl Lanes for Pair {
     }
 
     #[inline(always)]
+    unsafe fn block(block: u128) -> Self {
+        unsafe { Self(_mm256_zextsi128_si256(halves(block))) }
+    }
+
+    #[inline(always)]
     unsafe fn place(block: u128, lane: usize) -> Self {
         unsafe {
             let [low, high] = [0, 1].map(|at| i64::from(lane == at).wrapping_neg());

@@ -37,6 +37,11 @@ unsafe impl Lanes for Quad {
     }
 
     #[inline(always)]
+    unsafe fn block(block: u128) -> Self {
+        unsafe { Self(_mm512_zextsi128_si512(halves(block))) }
+    }
+
+    #[inline(always)]
     unsafe fn place(block: u128, lane: usize) -> Self {
         // Behind the last lane nothing is left of it.
         let [words, ..] = (0x03_u32 << (2 * lane)).to_le_bytes();

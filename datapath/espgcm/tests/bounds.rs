@@ -6,7 +6,7 @@
 mod common;
 
 use common::{bytes, expand, kernels, open, seal};
-use postern_espgcm::{Aad, HEADER, Kernel, Key, Packet, TAG, Verdict};
+use postern_espgcm::{Aad, EspPacket, HEADER, Kernel, Key, Packet, TAG, Verdict};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 
 const PAGE: usize = 4096;
@@ -83,6 +83,11 @@ fn dp_3_refused() {
     assert!(Aad::new(&[0; 17]).is_none());
 }
 
+/// The AAD of packet `n`: with an extended number or not.
+fn aad(n: usize) -> &'static [u8] {
+    if n.is_multiple_of(2) { &[1, 1, 1, 1, 0, 0, 0, 7, 2, 2, 2, 2] } else { &[1, 1, 1, 1, 2, 2, 2, 2] }
+}
+
 /// Packets of several keys, key lengths and sizes in one batch, one of them forged and one not pending.
 #[test]
 fn dp_3_batches() {
@@ -98,7 +103,7 @@ fn dp_3_batches() {
             .map(|(n, bytes)| Packet {
                 key: &keys[n % 6],
                 nonce: [u8::try_from(n).unwrap(); 12],
-                aad: Aad::esp([1; 4], (n % 2 == 0).then_some(7), [2; 4]),
+                aad: Aad::new(aad(n)).unwrap(),
                 bytes,
                 verdict: Verdict::Pending,
             })
@@ -106,10 +111,8 @@ fn dp_3_batches() {
         kernel.seal(&mut batch);
         assert!(batch.iter().all(|packet| packet.verdict == Verdict::Done));
         for (n, packet) in alone.iter_mut().enumerate() {
-            let aad: &[u8] =
-                if n % 2 == 0 { &[1, 1, 1, 1, 0, 0, 0, 7, 2, 2, 2, 2] } else { &[1, 1, 1, 1, 2, 2, 2, 2] };
             let nonce = [u8::try_from(n).unwrap(); 12];
-            assert_eq!(seal(kernel, &keys[n % 6], nonce, aad, packet), Verdict::Done);
+            assert_eq!(seal(kernel, &keys[n % 6], nonce, aad(n), packet), Verdict::Done);
         }
         for (packet, alone) in batch.iter_mut().zip(&alone) {
             assert!(packet.bytes == alone);
@@ -123,6 +126,59 @@ fn dp_3_batches() {
             assert_eq!(packet.verdict, expected, "{n}");
         }
         assert!(batch[41].bytes == &alone[41][..], "not pending, so left alone");
+    }
+}
+
+/// RFC 4106 sections 4 and 5: nonce and AAD of ESP packets are made of salt, header, IV and the number's high half. In one
+/// batch are several keys, a forgery, a packet whose key is not there, and one that is not pending.
+#[test]
+fn dp_3_esp() {
+    for kernel in kernels() {
+        let keys: Vec<Key> =
+            (0..6).map(|n: u8| expand(kernel, &bytes([16, 24, 32][usize::from(n % 3)], n))).collect();
+        let high = |n: usize| n.is_multiple_of(2).then_some(0x0102_0304);
+        let texts: Vec<Vec<u8>> = (0..97).map(|n| bytes((n * 37) % 1500, 9)).collect();
+        let header =
+            |n: usize| [&bytes(HEADER, u8::try_from(n).unwrap())[..], &texts[n], &[0xa5; TAG]].concat();
+        let mut sealed: Vec<Vec<u8>> = (0..texts.len()).map(header).collect();
+        let expected: Vec<Vec<u8>> = (0..texts.len())
+            .map(|n| {
+                let mut packet = header(n);
+                let aad = match high(n) {
+                    None => packet[..8].to_vec(),
+                    Some(_) => [&packet[..4], &[1, 2, 3, 4], &packet[4..8]].concat(),
+                };
+                let nonce = [&[9, 8, 7, 6], &packet[8..16]].concat().try_into().unwrap();
+                assert_eq!(seal(kernel, &keys[n % 6], nonce, &aad, &mut packet), Verdict::Done);
+                packet
+            })
+            .collect();
+        let mut batch: Vec<EspPacket<'_>> = sealed
+            .iter_mut()
+            .enumerate()
+            .map(|(n, bytes)| {
+                let salt = [9, 8, 7, 6];
+                EspPacket { key: n % 6, salt, high: high(n), bytes, verdict: Verdict::Pending }
+            })
+            .collect();
+        kernel.seal_esp(&keys, &mut batch);
+        for (packet, expected) in batch.iter_mut().zip(&expected) {
+            assert!(packet.verdict == Verdict::Done && packet.bytes == expected);
+            packet.verdict = Verdict::Pending;
+        }
+        batch[40].high = Some(0x0102_0305);
+        batch[41].verdict = Verdict::BadTag;
+        batch[42].key = 6;
+        kernel.open_esp(&keys, &mut batch);
+        for (n, packet) in batch.iter().enumerate() {
+            let (verdict, text) = match n {
+                40 => (Verdict::BadTag, &vec![0; texts[n].len()][..]),
+                41 => (Verdict::BadTag, &expected[n][HEADER..][..texts[n].len()]),
+                42 => (Verdict::Refused, &expected[n][HEADER..][..texts[n].len()]),
+                _ => (Verdict::Done, &texts[n][..]),
+            };
+            assert!(packet.verdict == verdict && &packet.bytes[HEADER..][..text.len()] == text, "{n}");
+        }
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Serial(u64);
 
 impl Serial {
     /// Of what is no key.
-    const NONE: Self = Self(0);
+    pub(super) const NONE: Self = Self(0);
 
     /// In two halves.
     pub(super) fn halves(self) -> [u32; 2] {
@@ -156,18 +156,27 @@ impl<K: Expanded> KeyCache<K> {
     }
 
     /// Where the key of `serial` stands, and whether it is there and `enough`; if not, the place is its own now and whatever
-    /// is there has to be overwritten with it before any key is asked for.
+    /// is there has to be overwritten with it before any key is used. `None`, and nothing changed, if the place that it would
+    /// get is `busy`.
     #[inline]
-    pub(super) fn claim(&mut self, serial: Serial, enough: impl FnOnce(&K) -> bool) -> Option<(usize, bool)> {
-        match self.find(serial) {
-            Some(slot) => Some((slot, self.keys.get(slot).is_some_and(enough))),
-            None if self.is_full(serial)
-                && let Some(slot) = self.pass(serial) =>
-            {
-                Some((slot, false))
-            }
-            None => Some((self.evict(serial)?, false)),
+    pub(super) fn claim(
+        &mut self,
+        serial: Serial,
+        enough: impl FnOnce(&K) -> bool,
+        busy: impl Fn(usize) -> bool,
+    ) -> Option<(usize, bool)> {
+        if let Some(slot) = self.find(serial) {
+            return Some((slot, self.keys.get(slot).is_some_and(enough)));
         }
+        if self.is_full(serial) {
+            if let Some(slot) = self.pass(serial) {
+                return Some((slot, false));
+            }
+            if self.victim(serial).is_none_or(busy) {
+                return None;
+            }
+        }
+        Some((self.evict(serial)?, false))
     }
 
     /// From now on the passing keys make room for others.
@@ -198,16 +207,6 @@ impl<K: Expanded> KeyCache<K> {
     /// All places, for what was claimed.
     pub(super) fn places(&mut self) -> &mut [K] {
         &mut self.keys
-    }
-
-    /// The key in `slot`, if it still is that of `serial`: another one may have needed the place since.
-    #[inline]
-    pub(super) fn at(&self, slot: usize, serial: Serial) -> Option<&K> {
-        let there = match self.sets.get(slot / WAYS) {
-            Some(set) => set.0.get(slot % WAYS)?,
-            None => self.passing.get(slot - self.sets.len() * WAYS)?,
-        };
-        if *there == serial { self.keys.get(slot) } else { None }
     }
 
     /// Wipes the key of `serial`, if it is here.
@@ -274,6 +273,12 @@ impl<K: Expanded> KeyCache<K> {
             return None;
         }
         Some(slot)
+    }
+
+    /// The place of the oldest of the set of `serial`.
+    fn victim(&self, serial: Serial) -> Option<usize> {
+        let set = self.set_of(serial);
+        Some(set * WAYS + usize::from(*self.oldest.get(set)?) % WAYS)
     }
 
     /// Gives an empty place of a set to `serial`, or that of the oldest.

@@ -44,7 +44,7 @@ use core::fmt;
 use arrayvec::ArrayVec;
 use postern_contract::sa::{Encryption, IpsecProtocol, Suite, SuiteError};
 use postern_contract::settings::Backend;
-use postern_espgcm::Kernel;
+use postern_espgcm::{Kernel, Verdict};
 use ring::aead::LessSafeKey;
 
 pub use self::aead::ShortKey;
@@ -58,13 +58,16 @@ use self::aead::{Aead, AeadKey, Gcm, TAG};
 use self::cache::KeyCache;
 use self::cbc::{BLOCK, CbcKey, Decryptor, Encryptor};
 use self::mac::MacKey;
-use self::vector::Vector;
+use self::vector::{Group, Vector};
 
 /// Length of the ESP header: SPI and sequence number.
 pub const ESP_HEADER: usize = 8;
 
 /// Pad Length and Next Header: the least that is under the ICV besides the header.
 const TRAILER: usize = 2;
+
+/// Packets that [`Engine::open`] opens at once.
+const BATCH: usize = 64;
 
 /// What a suite adds to a packet, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -339,35 +342,107 @@ impl Engine {
     }
 
     /// Seals every packet of the batch; the outcomes are in the same order.
-    pub fn seal<const N: usize>(&mut self, mut ops: ArrayVec<SealOp<'_>, N>) -> ArrayVec<SealOutcome, N> {
+    pub fn seal<const N: usize>(&mut self, ops: ArrayVec<SealOp<'_>, N>) -> ArrayVec<SealOutcome, N> {
+        self.seal_each(ops)
+    }
+
+    /// Seals every packet, of which there are at most `N`: no more are asked for. The outcomes are in the same order.
+    #[inline]
+    pub fn seal_each<'p, const N: usize>(
+        &mut self,
+        ops: impl IntoIterator<Item = SealOp<'p>>,
+    ) -> ArrayVec<SealOutcome, N> {
         let mut outcomes = ArrayVec::new();
+        let ops = ops.into_iter().take(N);
         let Self { vector: Some(vector), keys } = self else {
-            seal_runs(&mut self.keys, &mut ops, &mut outcomes);
+            seal_runs(&mut self.keys, &mut ops.collect::<ArrayVec<_, N>>(), &mut outcomes);
             return outcomes;
         };
-        for part in ops.chunk_by_mut(|a, b| a.key.gcm().is_some() == b.key.gcm().is_some()) {
-            if part.first().is_some_and(|op| op.key.gcm().is_some()) {
-                vector.seal(part, &mut outcomes);
+        // One of the two is empty at any time, so that outcomes come in the order of the packets.
+        let mut group = Group::new();
+        let mut others = ArrayVec::<SealOp<'p>, N>::new();
+        for op in ops {
+            if let Some(key) = op.key.gcm() {
+                if !others.is_empty() {
+                    seal_runs(keys, &mut others, &mut outcomes);
+                    others.clear();
+                }
+                let SealOp { sequence, esn, packet, .. } = op;
+                vector
+                    .seal(&mut group, key, &sequence, esn, packet, |verdict| outcomes.push(sealed(verdict)));
             } else {
-                seal_runs(keys, part, &mut outcomes);
+                vector.finish_sealing(&mut group, |verdict| outcomes.push(sealed(verdict)));
+                others.push(op);
             }
         }
+        vector.finish_sealing(&mut group, |verdict| outcomes.push(sealed(verdict)));
+        seal_runs(keys, &mut others, &mut outcomes);
         outcomes
     }
 
     /// Opens every pending packet of the batch and writes its outcome.
     pub fn open(&mut self, ops: &mut [OpenOp<'_>]) {
-        let Self { vector: Some(vector), keys } = self else {
-            open_runs(&mut self.keys, ops);
-            return;
-        };
-        for part in ops.chunk_by_mut(|a, b| a.key.gcm().is_some() == b.key.gcm().is_some()) {
-            if part.first().is_some_and(|op| op.key.gcm().is_some()) {
-                vector.open(part);
-            } else {
-                open_runs(keys, part);
+        let mut pending = ops.iter_mut().filter(|op| op.outcome == Outcome::Pending);
+        loop {
+            let mut asked = ArrayVec::<&mut Outcome, BATCH>::new();
+            let outcomes: ArrayVec<Outcome, BATCH> = self.open_each(pending.by_ref().take(BATCH).map(|op| {
+                let OpenOp { key, sequence, esn, packet, outcome } = op;
+                asked.push(outcome);
+                OpenOp { key: *key, sequence: *sequence, esn: *esn, packet, outcome: Outcome::Pending }
+            }));
+            if outcomes.is_empty() {
+                return;
+            }
+            for (place, outcome) in asked.into_iter().zip(outcomes) {
+                *place = outcome;
             }
         }
+    }
+
+    /// Opens every packet, of which there are at most `N`: no more are asked for. The outcomes are in the same order; those in
+    /// the operations are not looked at.
+    #[inline]
+    pub fn open_each<'p, const N: usize>(
+        &mut self,
+        ops: impl IntoIterator<Item = OpenOp<'p>>,
+    ) -> ArrayVec<Outcome, N> {
+        let mut outcomes = ArrayVec::new();
+        let ops = ops.into_iter().take(N);
+        let Self { vector: Some(vector), keys } = self else {
+            open_runs(&mut self.keys, &mut ops.collect::<ArrayVec<_, N>>(), &mut outcomes);
+            return outcomes;
+        };
+        // As in `seal_each`.
+        let mut group = Group::new();
+        let mut others = ArrayVec::<OpenOp<'p>, N>::new();
+        for op in ops {
+            if let Some(key) = op.key.gcm() {
+                if !others.is_empty() {
+                    open_runs(keys, &mut others, &mut outcomes);
+                    others.clear();
+                }
+                let high = op.esn.then(|| sequence::high(op.sequence));
+                vector.open(&mut group, key, high, op.packet, |verdict| outcomes.push(opened(verdict)));
+            } else {
+                vector.finish_opening(&mut group, |verdict| outcomes.push(opened(verdict)));
+                others.push(op);
+            }
+        }
+        vector.finish_opening(&mut group, |verdict| outcomes.push(opened(verdict)));
+        open_runs(keys, &mut others, &mut outcomes);
+        outcomes
+    }
+}
+
+fn sealed(verdict: Verdict) -> SealOutcome {
+    if verdict == Verdict::Done { SealOutcome::Sealed } else { SealOutcome::BadLength }
+}
+
+fn opened(verdict: Verdict) -> Outcome {
+    match verdict {
+        Verdict::Done => Outcome::Opened,
+        Verdict::BadTag => Outcome::BadIcv,
+        Verdict::Refused | Verdict::Pending => Outcome::BadLength,
     }
 }
 
@@ -395,17 +470,19 @@ fn seal_runs<const N: usize>(
     }
 }
 
-/// Opens pending packets one by one, with each run's key made ready once.
-fn open_runs(keys: &mut KeyCache<LessSafeKey>, ops: &mut [OpenOp<'_>]) {
+/// Opens packets one by one, with each run's key made ready once.
+fn open_runs<const N: usize>(
+    keys: &mut KeyCache<LessSafeKey>,
+    ops: &mut [OpenOp<'_>],
+    outcomes: &mut ArrayVec<Outcome, N>,
+) {
     for run in ops.chunk_by_mut(|a, b| a.key.is(b.key)) {
         let ready = run.first().and_then(|op| ready_to_open(op.key, keys));
-        for op in run.iter_mut().filter(|op| op.outcome == Outcome::Pending) {
-            op.outcome = match &ready {
-                Some(ready) => ready.open(op),
-                // Not reached, as above.
-                None => Outcome::BadLength,
-            };
-        }
+        outcomes.extend(run.iter_mut().map(|op| match &ready {
+            Some(ready) => ready.open(op),
+            // Not reached, as above.
+            None => Outcome::BadLength,
+        }));
     }
 }
 

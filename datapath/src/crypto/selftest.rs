@@ -8,7 +8,7 @@
 use arrayvec::ArrayVec;
 use postern_contract::sa::{Encryption, Integrity, Suite};
 use postern_contract::secret::Secret;
-use postern_espgcm::{Aad, HEADER, Kernel, Key, Lacking, Packet, TAG, Verdict};
+use postern_espgcm::{EspPacket, HEADER, Kernel, Key, Lacking, TAG, Verdict};
 use ring::aead::{AES_128_GCM, AES_256_GCM, LessSafeKey, Nonce, UnboundKey};
 
 use super::{ESP_HEADER, Engine, EspKey, OpenOp, Outcome, SealOp, SealOutcome, SequenceCounter};
@@ -103,32 +103,35 @@ pub(super) fn compare(kernel: Kernel) -> Result<(), SelfTestError> {
 /// Whether both do the same with a text of `len` bytes.
 fn agree(kernel: Kernel, key: &Key, reference: &LessSafeKey, len: usize) -> Option<()> {
     let text = || (0..len).map(|at| at.to_le_bytes()[0] ^ 0x5a);
-    let nonce = [0x11; 12];
-    let aad: &[u8] = if len.is_multiple_of(2) {
-        &[1, 2, 3, 4, 5, 6, 7, 8]
+    let header: [u8; HEADER] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16];
+    // RFC 4106 sections 4 and 5: what salt, header and the high half of an extended number become.
+    let nonce = [17, 18, 19, 20, 9, 10, 11, 12, 13, 14, 15, 16];
+    let (high, aad): (_, &[u8]) = if len.is_multiple_of(2) {
+        (None, &[1, 2, 3, 4, 5, 6, 7, 8])
     } else {
-        &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+        (Some(0x1516_1718), &[1, 2, 3, 4, 0x15, 0x16, 0x17, 0x18, 5, 6, 7, 8])
     };
     let mut sealed: Vec<u8> = text().collect();
     let number = Nonce::assume_unique_for_key(nonce);
     reference.seal_in_place_append_tag(number, ring::aead::Aad::from(aad), &mut sealed).ok()?;
 
-    let mut buffer: Vec<u8> = [0xa5; HEADER].into_iter().chain(text()).chain([0xa5; TAG]).collect();
-    let run = |buffer: &mut Vec<u8>, call: fn(Kernel, &mut [Packet<'_>])| {
-        let aad = Aad::new(aad)?;
-        let mut batch = [Packet { key, nonce, aad, bytes: buffer, verdict: Verdict::Pending }];
-        call(kernel, &mut batch);
+    let mut buffer: Vec<u8> = header.into_iter().chain(text()).chain([0xa5; TAG]).collect();
+    let run = |buffer: &mut Vec<u8>, call: fn(Kernel, &[Key], &mut [EspPacket<'_>])| {
+        let packet =
+            EspPacket { key: 0, salt: [17, 18, 19, 20], high, bytes: buffer, verdict: Verdict::Pending };
+        let mut batch = [packet];
+        call(kernel, core::slice::from_ref(key), &mut batch);
         let [packet] = batch;
-        Some(packet.verdict)
+        packet.verdict
     };
-    (run(&mut buffer, Kernel::seal)? == Verdict::Done).then_some(())?;
-    (buffer.split_off(HEADER) == sealed && buffer == [0xa5; HEADER]).then_some(())?;
+    (run(&mut buffer, Kernel::seal_esp) == Verdict::Done).then_some(())?;
+    (buffer.split_off(HEADER) == sealed && buffer == header).then_some(())?;
     buffer.extend_from_slice(&sealed);
     let mut forged = buffer.clone();
     *forged.get_mut(HEADER + len * 3 / 4)? ^= 0x10;
-    (run(&mut forged, Kernel::open)? == Verdict::BadTag).then_some(())?;
+    (run(&mut forged, Kernel::open_esp) == Verdict::BadTag).then_some(())?;
     forged.get(HEADER..HEADER + len)?.iter().all(|byte| *byte == 0).then_some(())?;
-    (run(&mut buffer, Kernel::open)? == Verdict::Done).then_some(())?;
+    (run(&mut buffer, Kernel::open_esp) == Verdict::Done).then_some(())?;
     buffer.get(HEADER..HEADER + len)?.iter().copied().eq(text()).then_some(())
 }
 

@@ -1,8 +1,8 @@
 //! AES-GCM by our own kernels (the crate `postern-espgcm`), with the packets of many SAs in one call.
 //!
-//! A batch is served in groups: first the keys of all packets of a group are found, and those that were not there expanded
-//! together; then the kernel gets the group. A key whose place another one of the same group needed meanwhile (five in one
-//! set of the cache) is expanded again, for its packets alone.
+//! A batch is served in groups: packets are taken in until the group is full, and the places of their keys found; then the
+//! keys that were not there are expanded together, and the kernel gets the group. Where a key has no place that no other
+//! one of the group needs (five in one set of the cache), the group ends sooner.
 //!
 //! Expanding a key together with others costs about what it takes to fetch an expanded one from memory, so few are
 //! kept: as many as the second-level cache has room for. What a packet costs is then the same with a million SAs as with some
@@ -10,11 +10,11 @@
 
 use arrayvec::ArrayVec;
 use postern_contract::settings::Backend;
-use postern_espgcm::{Aad, Kernel, Key, Level, Packet, SHORT, Verdict, Wanted};
+use postern_espgcm::{EspPacket, Kernel, Key, Level, SHORT, Verdict, Wanted};
 
 use super::aead::Gcm;
-use super::cache::KeyCache;
-use super::{ESP_HEADER, Layout, OpenOp, Outcome, SealOp, SealOutcome, TRAILER, sequence};
+use super::cache::{KeyCache, Serial};
+use super::{ESP_HEADER, Layout, Reserved, TRAILER};
 
 /// Packets that a kernel gets at once.
 const GROUP: usize = 32;
@@ -38,56 +38,22 @@ pub(super) fn levels(backend: Backend) -> &'static [Level] {
     }
 }
 
-/// What both directions know of a packet before the kernel gets it.
-trait Operation {
-    fn key(&self) -> Option<Gcm<'_>>;
-    /// The high half of an extended number.
-    fn high(&self) -> Option<u32>;
-    fn packet(&mut self) -> &mut [u8];
-    fn len(&self) -> usize;
+/// Packets that the kernel gets together.
+pub(super) struct Group<'p> {
+    packets: ArrayVec<EspPacket<'p>, GROUP>,
+    /// Keys that are to be expanded before.
+    wanted: ArrayVec<Wanted<'p>, GROUP>,
+    /// Whether one of them is for long texts.
+    whole: bool,
+    /// The key of the packet before, its place, and the longest text that it serves: packets of one SA often come one
+    /// behind the other.
+    last: (Serial, usize, usize),
 }
 
-impl Operation for SealOp<'_> {
-    #[inline]
-    fn key(&self) -> Option<Gcm<'_>> {
-        self.key.gcm()
-    }
-
-    #[inline]
-    fn high(&self) -> Option<u32> {
-        self.esn.then(|| self.sequence.high())
-    }
-
-    #[inline]
-    fn packet(&mut self) -> &mut [u8] {
-        self.packet
-    }
-
-    #[inline]
-    fn len(&self) -> usize {
-        self.packet.len()
-    }
-}
-
-impl Operation for OpenOp<'_> {
-    #[inline]
-    fn key(&self) -> Option<Gcm<'_>> {
-        self.key.gcm()
-    }
-
-    #[inline]
-    fn high(&self) -> Option<u32> {
-        self.esn.then(|| sequence::high(self.sequence))
-    }
-
-    #[inline]
-    fn packet(&mut self) -> &mut [u8] {
-        self.packet
-    }
-
-    #[inline]
-    fn len(&self) -> usize {
-        self.packet.len()
+impl Group<'_> {
+    /// Without packets.
+    pub(super) fn new() -> Self {
+        Self { packets: ArrayVec::new(), wanted: ArrayVec::new(), whole: false, last: (Serial::NONE, 0, 0) }
     }
 }
 
@@ -100,7 +66,7 @@ impl Vector {
         self.kernel.level().name()
     }
 
-    pub(super) fn forget(&mut self, serial: super::Serial) {
+    pub(super) fn forget(&mut self, serial: Serial) {
         self.keys.forget(serial);
     }
 
@@ -112,189 +78,144 @@ impl Vector {
         self.keys.len()
     }
 
-    /// Seals packets with keys of AES-GCM; the outcomes are in the same order.
-    pub(super) fn seal<const N: usize>(
-        &mut self,
-        ops: &mut [SealOp<'_>],
-        outcomes: &mut ArrayVec<SealOutcome, N>,
-    ) {
-        for group in ops.chunks_mut(GROUP) {
-            for op in group.iter_mut() {
-                // The number is what seals; the kernel takes it from where it stands in the packet.
-                let (low, iv) = (op.sequence.low().to_be_bytes(), op.sequence.value().to_be_bytes());
-                if let Some((_, rest)) = op.packet.split_first_chunk_mut::<4>()
-                    && let Some((number, rest)) = rest.split_first_chunk_mut::<4>()
-                    && let Some(place) = rest.first_chunk_mut::<8>()
-                {
-                    *number = low;
-                    *place = iv;
-                }
-            }
-            let verdicts = self.run(group, Layout::sealable, Kernel::seal);
-            outcomes.extend(verdicts.iter().map(|verdict| match verdict {
-                Verdict::Done => SealOutcome::Sealed,
-                _ => SealOutcome::BadLength,
-            }));
-        }
-    }
-
-    /// Opens the pending ones of packets with keys of AES-GCM.
-    pub(super) fn open(&mut self, ops: &mut [OpenOp<'_>]) {
-        for pending in
-            ops.chunk_by_mut(|a, b| (a.outcome == Outcome::Pending) == (b.outcome == Outcome::Pending))
-        {
-            if pending.first().is_some_and(|op| op.outcome != Outcome::Pending) {
-                continue;
-            }
-            for group in pending.chunks_mut(GROUP) {
-                let verdicts = self.run(group, Layout::openable, Kernel::open);
-                for (op, verdict) in group.iter_mut().zip(verdicts) {
-                    op.outcome = match verdict {
-                        Verdict::Done => Outcome::Opened,
-                        Verdict::BadTag => Outcome::BadIcv,
-                        Verdict::Refused | Verdict::Pending => Outcome::BadLength,
-                    };
-                }
-            }
-        }
-    }
-
-    /// Where the keys of a group stand expanded; those that were not are now.
+    /// Takes in a packet to be sealed with its number. `done` gets the verdicts of packets that were taken in before, in
+    /// their order, when they make room.
     #[inline]
-    fn find<O: Operation>(&mut self, group: &[O]) -> ArrayVec<Option<usize>, GROUP> {
-        let mut slots = ArrayVec::new();
-        let kernel = self.kernel;
-        self.keys.next_batch();
-        let mut wanted: ArrayVec<Wanted<'_>, GROUP> = ArrayVec::new();
-        // Packets of one SA often come one behind the other.
-        let mut last = None;
-        let mut whole = false;
-        for op in group {
-            let Some(Gcm { serial, key, salt: _ }) = op.key() else {
-                slots.push(None);
-                continue;
-            };
-            let text = op.len().saturating_sub(Layout::AROUND);
-            whole |= text > SHORT;
-            if let Some((same, slot, longest)) = last
-                && same == serial
-                && text <= longest
-            {
-                slots.push(Some(slot));
-                continue;
-            }
-            let claimed = self.keys.claim(serial, |there| kernel.is_enough(there, text));
-            if let Some((place, false)) = claimed {
-                wanted.push(Wanted { place, key });
-            }
-            last = claimed.map(|(slot, _)| (serial, slot, text.max(SHORT)));
-            slots.push(claimed.map(|(slot, _)| slot));
+    pub(super) fn seal<'p>(
+        &mut self,
+        group: &mut Group<'p>,
+        key: Gcm<'p>,
+        number: &Reserved,
+        esn: bool,
+        packet: &'p mut [u8],
+        done: impl FnMut(Verdict),
+    ) {
+        let fits = sealable(packet.len());
+        // The number is what seals; the kernel takes it from where it stands in the packet.
+        if let Some((_, rest)) = packet.split_first_chunk_mut::<4>()
+            && let Some((place, rest)) = rest.split_first_chunk_mut::<4>()
+            && let Some(iv) = rest.first_chunk_mut::<8>()
+        {
+            *place = number.low().to_be_bytes();
+            *iv = number.value().to_be_bytes();
         }
+        let high = esn.then(|| number.high());
+        self.take_in(group, key, high, packet, fits, Kernel::seal_esp, done);
+    }
+
+    /// Takes in a packet to be opened; `high` is the high half of an extended number, `done` as in [`Self::seal`].
+    #[inline]
+    pub(super) fn open<'p>(
+        &mut self,
+        group: &mut Group<'p>,
+        key: Gcm<'p>,
+        high: Option<u32>,
+        packet: &'p mut [u8],
+        done: impl FnMut(Verdict),
+    ) {
+        let fits = openable(packet.len());
+        self.take_in(group, key, high, packet, fits, Kernel::open_esp, done);
+    }
+
+    /// Seals what was taken in.
+    #[inline]
+    pub(super) fn finish_sealing(&mut self, group: &mut Group<'_>, done: impl FnMut(Verdict)) {
+        self.run(group, Kernel::seal_esp, done);
+    }
+
+    /// Opens what was taken in.
+    #[inline]
+    pub(super) fn finish_opening(&mut self, group: &mut Group<'_>, done: impl FnMut(Verdict)) {
+        self.run(group, Kernel::open_esp, done);
+    }
+
+    #[expect(
+        clippy::inline_always,
+        clippy::too_many_arguments,
+        reason = "two callers, and each packet passes"
+    )]
+    #[inline(always)]
+    fn take_in<'p>(
+        &mut self,
+        group: &mut Group<'p>,
+        key: Gcm<'p>,
+        high: Option<u32>,
+        bytes: &'p mut [u8],
+        fits: bool,
+        call: fn(Kernel, &[Key], &mut [EspPacket<'_>]),
+        mut done: impl FnMut(Verdict),
+    ) {
+        if group.packets.is_full() {
+            self.run(group, call, &mut done);
+        }
+        let Gcm { serial, salt, .. } = key;
+        let text = bytes.len().saturating_sub(AROUND);
+        let (same, place, longest) = group.last;
+        let place = if same == serial && text <= longest {
+            Some(place)
+        } else {
+            match self.place(group, &key, text) {
+                None => {
+                    self.run(group, call, &mut done);
+                    self.place(group, &key, text)
+                }
+                place => place,
+            }
+        };
+        let verdict = if fits && place.is_some() { Verdict::Pending } else { Verdict::Refused };
+        let key = place.unwrap_or(usize::MAX);
+        // Not `Err`: there is room.
+        let _ = group.packets.try_push(EspPacket { key, salt, high, bytes, verdict });
+    }
+
+    /// The place of a key, which is expanded there at the latest before the kernel is called. `None` if the place is that of
+    /// another one in the group.
+    #[inline]
+    fn place<'p>(&mut self, group: &mut Group<'p>, key: &Gcm<'p>, text: usize) -> Option<usize> {
+        let Self { kernel, keys } = self;
+        let Group { packets, wanted, whole, last } = group;
+        let busy = |place| packets.iter().any(|packet| packet.key == place);
+        let (place, there) = keys.claim(key.serial, |there| kernel.is_enough(there, text), busy)?;
+        if !there {
+            // Not `Err`: no packet asks for two.
+            let _ = wanted.try_push(Wanted { place, key: key.key });
+            *whole |= text > SHORT;
+        }
+        *last = (key.serial, place, text.max(SHORT));
+        Some(place)
+    }
+
+    /// Gives a group to the kernel and empties it.
+    fn run(
+        &mut self,
+        group: &mut Group<'_>,
+        call: fn(Kernel, &[Key], &mut [EspPacket<'_>]),
+        mut done: impl FnMut(Verdict),
+    ) {
+        let Group { packets, wanted, whole, last } = group;
         if !wanted.is_empty() {
-            kernel.expand_into(self.keys.places(), &wanted, whole);
+            self.kernel.expand_into(self.keys.places(), wanted, *whole);
+            wanted.clear();
+            *whole = false;
         }
-        slots
-    }
-
-    /// Gives a group to the kernel. The verdicts are in the same order; a packet of a wrong length stays `Pending`.
-    #[inline]
-    fn run<O: Operation>(
-        &mut self,
-        group: &mut [O],
-        fits: fn(usize) -> bool,
-        mut call: impl FnMut(Kernel, &mut [Packet<'_>]),
-    ) -> ArrayVec<Verdict, GROUP> {
-        let kernel = self.kernel;
-        let slots = self.find(group);
-        let mut verdicts: ArrayVec<Verdict, GROUP> = ArrayVec::new();
-        let mut packets: ArrayVec<Packet<'_>, GROUP> = ArrayVec::new();
-        let mut evicted = false;
-        for (op, slot) in group.iter_mut().zip(&slots) {
-            let found = op.key().and_then(|key| {
-                let expanded = self.keys.at((*slot)?, key.serial);
-                Some((expanded, key.salt))
-            });
-            let high = op.high();
-            let verdict = match found {
-                Some((Some(key), salt)) if fits(op.packet().len()) => {
-                    packets.extend(packet(key, salt, high, op.packet()));
-                    Verdict::Done
-                }
-                Some((None, _)) => {
-                    evicted = true;
-                    Verdict::Pending
-                }
-                _ => Verdict::Refused,
-            };
-            verdicts.push(verdict);
-        }
-        call(kernel, &mut packets);
-        let mut done = packets.iter().map(|packet| packet.verdict);
-        for verdict in verdicts.iter_mut().filter(|verdict| **verdict == Verdict::Done) {
-            *verdict = done.next().unwrap_or(Verdict::Refused);
-        }
-        drop(packets);
-        if evicted {
-            self.again(group, &mut verdicts, fits, call);
-        }
-        verdicts
-    }
-
-    /// One by one what is still pending because its key had to make room.
-    #[cold]
-    fn again<O: Operation>(
-        &mut self,
-        group: &mut [O],
-        verdicts: &mut [Verdict],
-        fits: fn(usize) -> bool,
-        mut call: impl FnMut(Kernel, &mut [Packet<'_>]),
-    ) {
-        for (op, verdict) in
-            group.iter_mut().zip(verdicts).filter(|(_, verdict)| **verdict == Verdict::Pending)
-        {
-            *verdict = Verdict::Refused;
-            let found = op.key().and_then(|key| {
-                let kernel = self.kernel;
-                let expand = |place: &mut Key| kernel.expand(key.key, place).ok();
-                Some((self.keys.get(key.serial, expand)?, key.salt))
-            });
-            let high = op.high();
-            if let Some((key, salt)) = found
-                && fits(op.packet().len())
-                && let Some(packet) = packet(key, salt, high, op.packet())
-            {
-                let mut one = [packet];
-                call(self.kernel, &mut one);
-                let [packet] = one;
-                *verdict = packet.verdict;
-            }
-        }
+        call(self.kernel, self.keys.places(), packets);
+        packets.iter().for_each(|packet| done(packet.verdict));
+        packets.clear();
+        *last = (Serial::NONE, 0, 0);
+        self.keys.next_batch();
     }
 }
 
-/// A packet as the kernel takes it. RFC 4106 section 4: the nonce is the salt followed by the IV.
-#[inline]
-fn packet<'p>(key: &'p Key, salt: [u8; 4], high: Option<u32>, bytes: &'p mut [u8]) -> Option<Packet<'p>> {
-    let (spi, rest) = bytes.split_first_chunk::<4>()?;
-    let (low, rest) = rest.split_first_chunk::<4>()?;
-    let [i0, i1, i2, i3, i4, i5, i6, i7] = *rest.first_chunk::<8>()?;
-    let [s0, s1, s2, s3] = salt;
-    let nonce = [s0, s1, s2, s3, i0, i1, i2, i3, i4, i5, i6, i7];
-    let aad = Aad::esp(*spi, high, *low);
-    Some(Packet { key, nonce, aad, bytes, verdict: Verdict::Pending })
+/// Bytes around the text of AES-GCM.
+const AROUND: usize = ESP_HEADER + 8 + 16;
+
+/// Whether a packet of AES-GCM has a length that can be sealed.
+fn sealable(len: usize) -> bool {
+    let Layout { block, .. } = Layout::GCM;
+    len.checked_sub(AROUND).is_some_and(|text| text >= TRAILER && text.is_multiple_of(block.into()))
 }
 
-impl Layout {
-    /// Bytes around the text of AES-GCM.
-    const AROUND: usize = ESP_HEADER + 8 + 16;
-
-    /// Whether a packet of AES-GCM has a length that can be sealed.
-    fn sealable(len: usize) -> bool {
-        len.checked_sub(Self::AROUND).is_some_and(|text| text >= TRAILER && text % 4 == 0)
-    }
-
-    /// Whether a packet of AES-GCM has a length that can be opened.
-    fn openable(len: usize) -> bool {
-        len >= Self::AROUND + TRAILER
-    }
+/// Whether a packet of AES-GCM has a length that can be opened.
+fn openable(len: usize) -> bool {
+    len >= AROUND + TRAILER
 }

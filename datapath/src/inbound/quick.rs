@@ -25,7 +25,7 @@ use crate::header;
 use crate::relay;
 use crate::sad::lookup::Handle;
 use crate::sad::replay::Newest;
-use crate::sad::runtime::Expected;
+use crate::sad::runtime::{Expected, Inbound, NO_LINK};
 
 /// Bytes of headers up to the sequence number: Ethernet, IPv4, ESP.
 const PLAIN: usize = ether::LEN + ip4::MIN_LEN + esp::HEADER_LEN;
@@ -220,8 +220,11 @@ impl Head {
 pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut InboundBatch) {
     lookup(core, batch);
     let outcomes = if batch.packets.iter().any(|packet| packet.fate == Fate::Open) {
-        precheck(core, batch);
-        spread(core, batch, port);
+        warm(core, batch);
+        if core.fan.wants() {
+            precheck(core, batch);
+            spread(core, batch, port);
+        }
         open(core, batch)
     } else {
         ArrayVec::new()
@@ -260,21 +263,22 @@ fn find(core: &Core, packet: &mut Packet) -> Option<Handle> {
 
 /// As the stage of the same name.
 fn precheck(core: &Core, batch: &mut QuickBatch) {
-    warm(core, batch);
-    for Packet { head, fate, place, sequence, .. } in &mut batch.packets {
-        if *fate != Fate::Open {
-            continue;
-        }
-        let Some(state) =
-            core.inbound.get(*place).filter(|state| state.expected.is.usable() && !state.stopped)
-        else {
-            *fate = Fate::Long;
-            continue;
-        };
-        *sequence = state.window.recover(head.sequence);
-        if let Err(error) = state.window.precheck(*sequence) {
-            *fate = Fate::Drop(replay_reason(error));
-        }
+    for packet in batch.packets.iter_mut().filter(|packet| packet.fate == Fate::Open) {
+        examine(core.inbound.get(packet.place), packet);
+    }
+}
+
+/// Gives a packet the number that it is opened with, or takes it out of those that are.
+#[expect(clippy::inline_always, reason = "two callers, and each packet passes")]
+#[inline(always)]
+fn examine(state: Option<&Inbound>, packet: &mut Packet) {
+    let Some(state) = state.filter(|state| state.expected.is.usable() && !state.stopped) else {
+        packet.fate = Fate::Long;
+        return;
+    };
+    packet.sequence = state.window.recover(packet.head.sequence);
+    if let Err(error) = state.window.precheck(packet.sequence) {
+        packet.fate = Fate::Drop(replay_reason(error));
     }
 }
 
@@ -290,28 +294,27 @@ fn warm(core: &Core, batch: &QuickBatch) {
     }
 }
 
-/// As the stage of the same name; an outcome for each packet that is opened.
+/// As the stages `precheck` and `open`; an outcome for each packet that is opened.
 fn open(core: &mut Core, batch: &mut QuickBatch) -> ArrayVec<Outcome, BATCH> {
     let Core { arena, inbound, crypto, .. } = core;
-    let mut ops = ArrayVec::<OpenOp<'_>, BATCH>::new();
-    for Packet { frame, head, fate, place, sequence } in &mut batch.packets {
-        if *fate != Fate::Open {
-            continue;
+    // Packets of one SA often come one behind the other.
+    let mut last = (NO_LINK, None);
+    let ours = batch.packets.iter_mut().filter(|packet| packet.fate == Fate::Open);
+    crypto.open_each(ours.filter_map(|packet| {
+        if last.0 != packet.place {
+            last = (packet.place, inbound.get(packet.place));
         }
-        let packet = arena.bytes_mut(frame).get_mut(usize::from(head.at)..);
-        let (Some(packet), Some(state)) = (packet, inbound.get(*place)) else {
+        let state = last.1;
+        examine(state, packet);
+        let Packet { frame, head, fate: fate @ Fate::Open, sequence, .. } = packet else { return None };
+        let bytes = arena.bytes_mut(frame).get_mut(usize::from(head.at)..);
+        let found = state.and_then(|state| Some((state.esp_key()?, state.expected.is.esn()))).zip(bytes);
+        let Some(((key, esn), packet)) = found else {
             *fate = Fate::Long;
-            continue;
+            return None;
         };
-        let Some(key) = state.esp_key() else {
-            *fate = Fate::Long;
-            continue;
-        };
-        let (sequence, esn) = (*sequence, state.expected.is.esn());
-        ops.push(OpenOp { key, sequence, esn, packet, outcome: Outcome::Pending });
-    }
-    crypto.open(&mut ops);
-    ops.iter().map(|op| op.outcome).collect()
+        Some(OpenOp { key, sequence: *sequence, esn, packet, outcome: Outcome::Pending })
+    }))
 }
 
 /// Accept, decap, translate and deliver, each packet in its turn.
@@ -330,15 +333,10 @@ fn deliver(
                 continue;
             }
             Fate::Open => match outcomes.next() {
-                Some(Outcome::Opened) => match accept(core, &head, place, sequence) {
-                    Ok(()) => {
-                        if let Err(frame) = pass(core, frame, &head, place, port) {
-                            unusual(core, frame, &head, place, sequence, port);
-                        }
-                        continue;
-                    }
-                    Err(reason) => reason,
-                },
+                Some(Outcome::Opened) => {
+                    arrive(core, frame, &head, place, sequence, port);
+                    continue;
+                }
                 Some(Outcome::BadLength) => DropReason::BadLength,
                 Some(Outcome::BadIcv | Outcome::Pending) | None => DropReason::BadIcv,
             },
@@ -349,6 +347,34 @@ fn deliver(
             Fate::Drop(reason) => reason,
         };
         core.discard_of_sa(frame, port, reason, Table::Inbound, place);
+    }
+}
+
+/// The stages of a packet that was opened.
+#[inline]
+fn arrive(core: &mut Core, mut frame: Frame, head: &Head, sa: u32, sequence: u64, from: PortIndex) {
+    let Core { arena, inbound, fib, egress, resolver, now, .. } = &mut *core;
+    let accepted = match inbound.get_mut(sa) {
+        Some(state) => accept(state, head, sequence, *now).map(|place| (state, place)),
+        None => Err(DropReason::UnknownSpi),
+    };
+    match accepted {
+        Ok((state, Place::Same)) => {
+            let bytes = arena.bytes_mut(&mut frame);
+            let Some((bare, exit)) = strip(bytes, head.at, head.tos, &state.expected, fib) else {
+                return unusual(core, frame, head, sa, sequence, from);
+            };
+            state.traffic = state.traffic.with(u64::from(bare.payload));
+            match egress.room(exit.tell(resolver, *now)) {
+                Ok(room) => egress::put_part(room, frame, from, bare.front, bare.total + LINK),
+                Err(reason) => core.discard(frame, from, reason),
+            }
+        }
+        Ok((_, Place::Other)) => {
+            move_peer(core, head, sa);
+            unusual(core, frame, head, sa, sequence, from);
+        }
+        Err(reason) => core.discard_of_sa(frame, from, reason, Table::Inbound, sa),
     }
 }
 
@@ -401,8 +427,15 @@ pub(crate) fn resume(
     bare: Option<&Bare>,
 ) {
     let from = PortIndex(u16::try_from(frame.note()).unwrap_or(u16::MAX));
-    if let Err(reason) = accept(core, head, sa, sequence) {
-        return core.discard_of_sa(frame, from, reason, Table::Inbound, sa);
+    let now = core.now;
+    let accepted = match core.inbound.get_mut(sa) {
+        Some(state) => accept(state, head, sequence, now),
+        None => Err(DropReason::UnknownSpi),
+    };
+    match accepted {
+        Ok(Place::Same) => {}
+        Ok(Place::Other) => move_peer(core, head, sa),
+        Err(reason) => return core.discard_of_sa(frame, from, reason, Table::Inbound, sa),
     }
     let Some(Bare { front, total, payload, out }) = bare.copied() else {
         return unusual(core, frame, head, sa, sequence, from);
@@ -424,38 +457,31 @@ fn leave(core: &mut Core, long: &mut InboundBatch, frame: Frame, head: &Head, po
     }
 }
 
+/// Where an SA's peer was seen.
+enum Place {
+    /// Where it was, or where it is not followed to.
+    Same,
+    /// Elsewhere (MOB-2).
+    Other,
+}
+
 /// As the stage of the same name.
 #[inline]
-fn accept(core: &mut Core, head: &Head, sa: u32, sequence: u64) -> Result<(), DropReason> {
-    let now = core.now;
-    let state = core.inbound.get_mut(sa).ok_or(DropReason::UnknownSpi)?;
+fn accept(state: &mut Inbound, head: &Head, sequence: u64, now: u32) -> Result<Place, DropReason> {
     let Newest(newest) = state.window.accept(sequence).map_err(replay_reason)?;
     state.last_used = now;
     let expected = &state.expected;
-    if newest
+    let moved = newest
         && expected.is.follow()
         && expected.is.encapsulated() == head.encapsulated()
-        && (expected.peer != head.source || state.peer_port != head.port)
-    {
-        follow(core, sa, std::net::Ipv4Addr::from_bits(head.source).into(), head.port);
-    }
-    Ok(())
+        && (expected.peer != head.source || state.peer_port != head.port);
+    Ok(if moved { Place::Other } else { Place::Same })
 }
 
-/// Takes an accepted packet out of its ESP and sends it on; gives the frame back, and the packet as it was, if it is not
-/// usual.
-#[inline]
-fn pass(core: &mut Core, mut frame: Frame, head: &Head, sa: u32, from: PortIndex) -> Result<(), Frame> {
-    let Core { arena, inbound, fib, egress, resolver, now, .. } = core;
-    let Some(state) = inbound.get_mut(sa) else { return Err(frame) };
-    let bytes = arena.bytes_mut(&mut frame);
-    let Some((bare, exit)) = strip(bytes, head.at, head.tos, &state.expected, fib) else { return Err(frame) };
-    state.traffic = state.traffic.with(u64::from(bare.payload));
-    match egress.room(exit.tell(resolver, *now)) {
-        Ok(room) => egress::put_part(room, frame, from, bare.front, bare.total + LINK),
-        Err(reason) => core.discard(frame, from, reason),
-    }
-    Ok(())
+/// The peer is where this packet came from.
+#[cold]
+fn move_peer(core: &mut Core, head: &Head, sa: u32) {
+    follow(core, sa, std::net::Ipv4Addr::from_bits(head.source).into(), head.port);
 }
 
 /// A packet with its link header in the place of the ESP header's end.

@@ -26,7 +26,7 @@ use crate::flows::Key;
 use crate::frame::{BATCH, Frame};
 use crate::header;
 use crate::sad::lookup::Handle;
-use crate::sad::runtime::{HEAD, NO_LINK, Outbound, Template, Varying};
+use crate::sad::runtime::{HEAD, NO_LINK, Outbound, Template, Traffic, Varying};
 use crate::spd::{Spd, Verdict};
 
 /// Bytes of headers with the ports: Ethernet, IPv4, ports.
@@ -158,15 +158,13 @@ pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut 
     if core.fan.wants() {
         spread(core, batch, port);
     }
-    let mut numbers = ArrayVec::<Reserved, BATCH>::new();
-    for packet in &mut batch.packets {
-        numbers.extend(encap(core, packet));
-    }
-    let mut outcomes = seal(core, batch, numbers).into_iter();
+    let numbers = encap(core, batch);
+    let outcomes = seal(core, batch, numbers);
+    let mut outcomes = outcomes.iter();
     for Packet { frame, sa, out, .. } in batch.packets.drain(..) {
         if out == NOWHERE {
             leave(core, long, frame, port);
-        } else if outcomes.next() == Some(SealOutcome::Sealed) {
+        } else if sa != NO_LINK && outcomes.next() == Some(&SealOutcome::Sealed) {
             egress::enqueue(core, frame, port, out);
         } else {
             core.discard_of_sa(frame, port, DropReason::BadLength, Table::Outbound, sa);
@@ -179,26 +177,30 @@ fn spread(core: &mut Core, batch: &mut QuickBatch, port: PortIndex) {
     let found = batch.packets.iter().filter(|packet| packet.sa != NO_LINK);
     let elephant = core.fan.elephant(found.map(|packet| (packet.sa, packet.usual.total.into())), 0);
     let Core { outbound, fib, resolver, now, fan, .. } = core;
-    let mut last = (NO_LINK, false);
     let mut taken = 0;
-    for Packet { frame, usual, sa, out, at } in &mut batch.packets {
-        if last.0 != *sa {
-            let takes = outbound
-                .get(*sa)
-                .is_some_and(|state| fan.takes(Table::Outbound, *sa, &state.config, elephant == Some(*sa)));
-            last = (*sa, takes);
-        }
-        if !last.1 {
+    for run in batch.packets.chunk_by_mut(|a, b| a.sa == b.sa) {
+        let Some(sa) = run.first().map(|packet| packet.sa) else { continue };
+        let Some(state) = outbound
+            .get_mut(sa)
+            .filter(|state| fan.takes(Table::Outbound, sa, &state.config, elephant == Some(sa)))
+        else {
             continue;
+        };
+        let mut lane = Lane::of(state, fib);
+        for Packet { frame, usual, sa: chosen, out, at, .. } in run {
+            if let Some(lane) = &mut lane
+                && let Some(number) = lane.number(frame, usual.total)
+            {
+                *out = lane.exit.tell(resolver, *now);
+                *at = fan.number_plain(number, sa, lane.state, lane.exit);
+                taken += 1;
+            } else {
+                // It does not overtake the others of its SA: the long way asks `takes` too.
+                *chosen = NO_LINK;
+            }
         }
-        let Some(state) = outbound.get_mut(*sa) else { continue };
-        if let Some((number, exit)) = number(state, fib, frame, *usual, *now) {
-            *out = exit.tell(resolver, *now);
-            *at = fan.number_plain(number, *sa, state, exit);
-            taken += 1;
-        } else {
-            // It does not overtake the others of its SA: the long way asks `takes` too.
-            *sa = NO_LINK;
+        if let Some(lane) = lane {
+            lane.account(*now);
         }
     }
     if taken == 0 {
@@ -260,56 +262,92 @@ fn policy(spd: &Spd<Handle>, worker: u8, packet: &[u8]) -> Option<u32> {
     }
 }
 
-/// Gives a packet headers and trailer, and the number that it gets; `None`, and the packet as it was, if it is not usual.
-#[inline]
-fn encap(core: &mut Core, packet: &mut Packet) -> Option<Reserved> {
-    let Packet { frame, usual, sa, out, at } = packet;
+/// Gives the packets that are usual headers and trailers, and the numbers that they get, in their order; the others are
+/// left as they were.
+fn encap(core: &mut Core, batch: &mut QuickBatch) -> ArrayVec<Reserved, BATCH> {
     let Core { arena, outbound, fib, resolver, now, .. } = core;
-    let state = outbound.get_mut(*sa)?;
-    let (number, exit) = number(state, fib, frame, *usual, *now)?;
-    let Usual { total, tos, dont_fragment, .. } = *usual;
-    let shape = Shape { total, tos, dont_fragment };
-    write(&state.template, &exit.link, shape, &number, arena.bytes_mut(frame));
-    (*out, *at) = (exit.tell(resolver, *now), LINK + state.template.at());
-    Some(number)
+    let mut numbers = ArrayVec::new();
+    for run in batch.packets.chunk_by_mut(|a, b| a.sa == b.sa) {
+        let state = run.first().and_then(|packet| outbound.get_mut(packet.sa));
+        let Some(mut lane) = state.and_then(|state| Lane::of(state, fib)) else { continue };
+        for Packet { frame, usual, out, at, .. } in run {
+            let Usual { total, tos, dont_fragment, .. } = *usual;
+            let Some(number) = lane.number(frame, total) else { continue };
+            let shape = Shape { total, tos, dont_fragment };
+            write(&lane.state.template, &lane.exit.link, shape, &number, arena.bytes_mut(frame));
+            (*out, *at) = (lane.exit.port, lane.at);
+            numbers.push(number);
+        }
+        if lane.packets > 0 {
+            lane.exit.tell(resolver, *now);
+            lane.account(*now);
+        }
+    }
+    numbers
 }
 
-/// The number of a packet and the way that it leaves, and in its frame the room for headers, trailer and ICV; `None`, and
-/// the frame as it was, if it is not usual.
-#[expect(clippy::inline_always, reason = "two callers, and each packet passes")]
-#[inline(always)]
-fn number<'a>(
-    state: &mut Outbound,
-    fib: &'a mut CachedFib,
-    frame: &mut Frame,
-    usual: Usual,
-    now: u32,
-) -> Option<(Reserved, &'a mut Exit)> {
-    let template = &mut state.template;
-    // So far from all its limits that no packet of this batch comes near.
-    let far = state.sequence.remaining() > RESERVE_LOW && !state.stopped && template.is.usable();
-    let peer = template.peer();
-    let exit = if far { fib.exit_of(&mut template.exit, peer) } else { None };
-    let exit = exit.filter(|exit| exit.ethernet)?;
-    let total = usize::from(usual.total);
-    let back = trailer(template, total) + usize::from(template.icv_len);
-    let front = usize::from(template.at()) + esp::HEADER_LEN + usize::from(template.iv_len);
-    if front + total + back > usize::from(exit.mtu.min(template.mtu)) || back > frame.tailroom() {
-        return None;
-    }
-    let front = ether::LEN + front;
-    frame.grow_front(front)?;
-    let number = match state.sequence.reserve() {
-        Ok(number) if frame.grow_back(back).is_some() => number,
-        // Not reached: there are numbers and room.
-        _ => {
-            let _ = frame.shrink_front(front);
+/// What packets of one SA that follow each other have in common.
+struct Lane<'a> {
+    state: &'a mut Outbound,
+    exit: &'a mut Exit,
+    /// Bytes of link and outer headers and IV.
+    front: usize,
+    /// Bytes of the largest IP packet.
+    mtu: usize,
+    /// Offset of the ESP header in the frame.
+    at: u16,
+    packets: u64,
+    /// Of inner packets.
+    bytes: u64,
+}
+
+impl<'a> Lane<'a> {
+    /// `None` if the SA has no usual packets, or is so near to one of its limits that packets of this batch may reach it.
+    #[expect(clippy::inline_always, reason = "two callers, and packets of many SAs are alone in it")]
+    #[inline(always)]
+    fn of(state: &'a mut Outbound, fib: &'a mut CachedFib) -> Option<Self> {
+        let template = &mut state.template;
+        if state.sequence.remaining() <= RESERVE_LOW || state.stopped || !template.is.usable() {
             return None;
         }
-    };
-    state.traffic = state.traffic.with(u64::from(usual.total));
-    state.last_used = now;
-    Some((number, exit))
+        let peer = template.peer();
+        let exit = fib.exit_of(&mut template.exit, peer).filter(|exit| exit.ethernet)?;
+        let at = LINK + template.at();
+        let front = usize::from(at) + esp::HEADER_LEN + usize::from(template.iv_len);
+        let mtu = usize::from(exit.mtu.min(template.mtu));
+        Some(Self { state, exit, front, mtu, at, packets: 0, bytes: 0 })
+    }
+
+    /// The number of a packet of `total` bytes, and in its frame the room for headers, trailer and ICV; `None`, and the frame
+    /// as it was, if it is not usual.
+    #[expect(clippy::inline_always, reason = "two callers, and each packet passes")]
+    #[inline(always)]
+    fn number(&mut self, frame: &mut Frame, total: u16) -> Option<Reserved> {
+        let Self { state, front, mtu, packets, bytes, .. } = self;
+        let template = &state.template;
+        let back = trailer(template, total.into()) + usize::from(template.icv_len);
+        if *front - ether::LEN + usize::from(total) + back > *mtu || back > frame.tailroom() {
+            return None;
+        }
+        frame.grow(*front, back)?;
+        let Ok(number) = state.sequence.reserve() else {
+            // Not reached: there are numbers.
+            let _ = frame.cut(u16::try_from(*front).ok()?, total);
+            return None;
+        };
+        *packets += 1;
+        *bytes += u64::from(total);
+        Some(number)
+    }
+
+    /// Notes what went through it.
+    fn account(self, now: u32) {
+        if self.packets > 0 {
+            let Traffic { packets, bytes } = self.state.traffic;
+            self.state.traffic = Traffic { packets: packets + self.packets, bytes: bytes + self.bytes };
+            self.state.last_used = now;
+        }
+    }
 }
 
 /// Bytes of padding and trailer behind so many.
@@ -370,25 +408,28 @@ pub(crate) fn write(
 }
 
 /// Encrypts and authenticates the packets that have a number, with those numbers; the outcomes are in the same order.
-fn seal(
-    core: &mut Core,
-    batch: &mut QuickBatch,
+fn seal<'a>(
+    core: &'a mut Core,
+    batch: &'a mut QuickBatch,
     numbers: ArrayVec<Reserved, BATCH>,
 ) -> ArrayVec<SealOutcome, BATCH> {
     let Core { arena, outbound, crypto, .. } = core;
-    let mut ops = ArrayVec::<SealOp<'_>, BATCH>::new();
     let ready = batch.packets.iter_mut().filter(|packet| packet.out != NOWHERE);
-    for (Packet { frame, sa, at, .. }, sequence) in ready.zip(numbers) {
-        let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
-        let state = outbound.get(*sa);
-        let key = state.and_then(|state| Some((state.esp_key()?, state.template.is.esn())));
-        let Some((key, esn)) = key else {
-            // Not reached: each packet got its number from such an SA.
-            continue;
+    // None is left out: each packet got its number from an SA that has a key, and has room for the header. One that is
+    // would have no outcome, and not be sent.
+    let mut last = (NO_LINK, None);
+    crypto.seal_each(ready.zip(numbers).filter_map(|(Packet { frame, sa, at, .. }, sequence)| {
+        if last.0 != *sa {
+            let of_sa = |state: &'a Outbound| Some((state.esp_key()?, state.template.is.esn()));
+            last = (*sa, outbound.get(*sa).and_then(of_sa));
+        }
+        let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..);
+        let Some(((key, esn), packet)) = last.1.zip(packet) else {
+            *sa = NO_LINK;
+            return None;
         };
-        ops.push(SealOp { key, sequence, esn, packet });
-    }
-    crypto.seal(ops)
+        Some(SealOp { key, sequence, esn, packet })
+    }))
 }
 
 #[cfg(test)]
