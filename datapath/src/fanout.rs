@@ -364,7 +364,7 @@ fn write_and_seal(arena: &Arena, engine: &mut Engine, runs: &[Run], usual: &mut 
     for Plain { frame, .. } in plain.iter_mut() {
         warm(arena, frame);
     }
-    let mut ops = ArrayVec::<SealOp<'_>, BATCH>::new();
+    let mut sealing = engine.sealing();
     for (Plain { frame, shape, run }, sequence) in plain.iter_mut().zip(numbers.drain(..)) {
         let run = runs.get(usize::from(*run));
         let Some((Way::Write(template, link, _), SaKey::Esp(key))) =
@@ -374,11 +374,11 @@ fn write_and_seal(arena: &Arena, engine: &mut Engine, runs: &[Run], usual: &mut 
             break;
         };
         let bytes = arena.bytes_mut(frame);
-        outbound::quick::write(template, link, *shape, &sequence, bytes);
+        outbound::quick::write(template, &template.stencil(), link, *shape, &sequence, bytes);
         let packet = bytes.get_mut(ether::LEN + usize::from(template.at())..).unwrap_or_default();
-        ops.push(SealOp { key: key.into(), sequence, esn: template.is.esn(), packet });
+        sealing.push(SealOp { key: key.into(), sequence, esn: template.is.esn(), packet });
     }
-    *ends = engine.seal(ops);
+    *ends = sealing.finish();
 }
 
 /// Opens usual packets and makes them ready to be sent.

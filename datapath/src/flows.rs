@@ -6,54 +6,51 @@
 use crate::prefetch;
 use crate::sad::lookup::Handle;
 
-/// An IPv4 flow with ports.
+/// An IPv4 flow with ports, in words as a little-endian processor reads them from the packet: they are compared, and mean
+/// nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Source address.
-    pub source: u32,
-    /// Destination address.
-    pub destination: u32,
-    /// Both ports, as they stand in the packet.
+    /// Source and destination address.
+    pub addresses: u64,
+    /// Both ports.
     pub ports: u32,
     /// TCP or UDP.
     pub protocol: u8,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    source: u32,
-    destination: u32,
-    ports: u32,
-    /// The protocol above the index of the SA, of which a handle has 24 bits.
-    sa: u32,
-    /// Of the policies that it was found by; 0 for none.
-    epoch: u32,
-}
-
-const EMPTY: Place = Place { source: 0, destination: 0, ports: 0, sa: 0, epoch: 0 };
-
-/// A cache line: the flow that was entered last, and those before it.
+/// The flows of a cache line: the one that was entered last, and those before it.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
-struct Line([Place; 3]);
+struct Line {
+    addresses: [u64; PLACES],
+    ports: [u32; PLACES],
+    /// The protocol above the index of the SA, of which a handle has 24 bits.
+    sas: [u32; PLACES],
+    /// Of the policies that they were found by; 0 for none.
+    epochs: [u32; PLACES],
+}
+
+/// Flows of a line.
+const PLACES: usize = 3;
+
+const EMPTY: Line =
+    Line { addresses: [0; PLACES], ports: [0; PLACES], sas: [0; PLACES], epochs: [0; PLACES] };
 
 const _: () = assert!(size_of::<Line>() == 64);
 
-impl Place {
-    fn new(key: Key, sa: u32, epoch: u32) -> Self {
-        let Key { source, destination, ports, protocol } = key;
-        Self { source, destination, ports, sa: u32::from(protocol) << 24 | sa & Handle::MAX_INDEX, epoch }
-    }
-
+impl Line {
+    /// The SA of a flow, if it is in the line.
     #[inline]
-    fn is_of(&self, key: Key, epoch: u32) -> bool {
-        // All at once: none of these is likelier to differ than another.
-        let difference = self.source ^ key.source
-            | self.destination ^ key.destination
-            | self.ports ^ key.ports
-            | self.sa >> 24 ^ u32::from(key.protocol)
-            | self.epoch ^ epoch;
-        difference == 0
+    fn find(&self, key: Key, epoch: u32) -> Option<u32> {
+        let Self { addresses, ports, sas, epochs } = self;
+        for (((addresses, ports), sa), of) in addresses.iter().zip(ports).zip(sas).zip(epochs) {
+            // All at once: none of these is likelier to differ than another.
+            let others = *ports ^ key.ports | *sa >> 24 ^ u32::from(key.protocol) | *of ^ epoch;
+            if *addresses ^ key.addresses | u64::from(others) == 0 {
+                return Some(*sa & Handle::MAX_INDEX);
+            }
+        }
+        None
     }
 }
 
@@ -70,32 +67,41 @@ impl Flows {
     pub fn new(lines: usize) -> Self {
         let lines = lines.next_power_of_two();
         let mut table = prefetch::table(lines);
-        table.resize(lines, Line([EMPTY; 3]));
+        table.resize(lines, EMPTY);
         Self { lines: table.into(), epoch: 1 }
     }
 
-    /// Asks for the memory of a flow.
+    /// Asks for the memory of a flow; tells where that is.
     #[inline]
-    pub fn prefetch(&self, key: Key) {
-        if let Some(line) = self.lines.get(self.index(key)) {
+    pub fn prefetch(&self, key: Key) -> u32 {
+        let index = self.index(key);
+        if let Some(line) = self.lines.get(index as usize) {
             prefetch::object(line);
         }
+        index
     }
 
     /// The index of the flow's SA, if it is known.
     #[inline]
     pub fn get(&self, key: Key) -> Option<u32> {
-        let Line(places) = self.lines.get(self.index(key))?;
-        let place = places.iter().find(|place| place.is_of(key, self.epoch))?;
-        Some(place.sa & Handle::MAX_INDEX)
+        self.get_at(self.index(key), key)
+    }
+
+    /// The same of a flow of which [`Self::prefetch`] told where it is.
+    #[inline]
+    pub fn get_at(&self, index: u32, key: Key) -> Option<u32> {
+        self.lines.get(index as usize)?.find(key, self.epoch)
     }
 
     /// Remembers the flow's SA.
     pub fn put(&mut self, key: Key, sa: u32) {
         let (index, epoch) = (self.index(key), self.epoch);
-        if let Some(Line([first, second, third])) = self.lines.get_mut(index) {
-            (*second, *third) = (*first, *second);
-            *first = Place::new(key, sa, epoch);
+        let Key { addresses, ports, protocol } = key;
+        if let Some(line) = self.lines.get_mut(index as usize) {
+            enter(&mut line.addresses, addresses);
+            enter(&mut line.ports, ports);
+            enter(&mut line.sas, u32::from(protocol) << 24 | sa & Handle::MAX_INDEX);
+            enter(&mut line.epochs, epoch);
         }
     }
 
@@ -109,13 +115,22 @@ impl Flows {
     }
 
     #[inline]
-    fn index(&self, key: Key) -> usize {
-        // Fibonacci hashing of everything that tells flows apart. A mask: the number of lines is a power of two.
-        let low = u64::from(key.source) << 32 | u64::from(key.destination);
+    fn index(&self, key: Key) -> u32 {
+        // Fibonacci hashing of everything that tells flows apart. A mask: the number of lines is a power of two. The bits that
+        // tell neighbours apart are the high ones of the words, and would not reach all of the product's.
         let high = u64::from(key.ports) << 8 | u64::from(key.protocol);
-        let hash = (low ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        usize::try_from(hash).unwrap_or_default() & (self.lines.len() - 1)
+        let hash =
+            (key.addresses.swap_bytes() ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let mask = u64::try_from(self.lines.len()).unwrap_or_default().wrapping_sub(1);
+        u32::try_from(hash & mask).unwrap_or_default()
     }
+}
+
+/// Puts a word before the others; the last one falls out.
+fn enter<T: Copy>(places: &mut [T; PLACES], word: T) {
+    let [first, second, third] = places;
+    (*second, *third) = (*first, *second);
+    *first = word;
 }
 
 #[cfg(test)]
@@ -123,7 +138,8 @@ mod tests {
     use super::*;
 
     fn key(number: u32) -> Key {
-        Key { source: number, destination: number ^ 0x0a00_0001, ports: number << 16, protocol: 17 }
+        let addresses = u64::from(number) << 32 | u64::from(number ^ 0x0a00_0001);
+        Key { addresses: addresses.swap_bytes(), ports: number.swap_bytes(), protocol: 17 }
     }
 
     #[test]
@@ -140,8 +156,8 @@ mod tests {
         for other in [
             Key { ports: 1, ..key(9999) },
             Key { protocol: 6, ..key(9999) },
-            Key { source: 1, ..key(9999) },
-            Key { destination: 1, ..key(9999) },
+            Key { addresses: 1, ..key(9999) },
+            Key { addresses: 1 << 32, ..key(9999) },
         ] {
             assert_eq!(flows.get(other), None);
         }

@@ -142,10 +142,15 @@ impl Frame {
         self.set(self.headroom(), self.len().checked_add(n)?)
     }
 
-    /// Both at once.
+    /// Both at once. `None`, and nothing changed, if there is not so much of one.
     #[inline]
     pub fn grow(&mut self, front: usize, back: usize) -> Option<()> {
-        self.set(self.headroom().checked_sub(front)?, self.len().checked_add(front)?.checked_add(back)?)
+        if front > self.headroom() || back > self.tailroom() {
+            return None;
+        }
+        // Neither part of the word wraps: the packet stays within the chunk.
+        self.span = self.span.wrapping_add(((front + back) as u64) << 16).wrapping_sub(front as u64);
+        Some(())
     }
 
     /// Cuts the packet to `len` bytes; a packet that is not longer stays as it is.

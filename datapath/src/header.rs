@@ -95,9 +95,10 @@ pub fn decrement_ttl(packet: &mut [u8]) -> Option<()> {
 pub fn forward(head: &mut [u8; ip4::MIN_LEN]) {
     let [_, _, _, _, _, _, _, _, ttl, _, c0, c1, ..] = head;
     *ttl = ttl.wrapping_sub(1);
-    // RFC 1624 section 3: the word of TTL and protocol is less by 0x0100, so ~m + m' is 0xfeff whatever it was.
-    let check = checksum::finish(u64::from(!u16::from_be_bytes([*c0, *c1])) + 0xfeff);
-    [*c0, *c1] = check.to_be_bytes();
+    // RFC 1624 section 3: the word of TTL and protocol is less by 0x0100, so ~m + m' is 0xfeff whatever it was. RFC 1071
+    // section 2 (B): so with the bytes of both exchanged.
+    let check = !checksum::fold_few(u32::from(!u16::from_le_bytes([*c0, *c1])) + 0xfffe);
+    [*c0, *c1] = check.to_le_bytes();
 }
 
 /// Replaces both addresses, which have to be of the packet's family.

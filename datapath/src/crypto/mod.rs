@@ -343,94 +343,137 @@ impl Engine {
 
     /// Seals every packet of the batch; the outcomes are in the same order.
     pub fn seal<const N: usize>(&mut self, ops: ArrayVec<SealOp<'_>, N>) -> ArrayVec<SealOutcome, N> {
-        self.seal_each(ops)
+        let mut sealing = self.sealing();
+        ops.into_iter().for_each(|op| sealing.push(op));
+        sealing.finish()
     }
 
-    /// Seals every packet, of which there are at most `N`: no more are asked for. The outcomes are in the same order.
+    /// Begins to seal at most `N` packets.
     #[inline]
-    pub fn seal_each<'p, const N: usize>(
-        &mut self,
-        ops: impl IntoIterator<Item = SealOp<'p>>,
-    ) -> ArrayVec<SealOutcome, N> {
-        let mut outcomes = ArrayVec::new();
-        let ops = ops.into_iter().take(N);
-        let Self { vector: Some(vector), keys } = self else {
-            seal_runs(&mut self.keys, &mut ops.collect::<ArrayVec<_, N>>(), &mut outcomes);
-            return outcomes;
-        };
-        // One of the two is empty at any time, so that outcomes come in the order of the packets.
-        let mut group = Group::new();
-        let mut others = ArrayVec::<SealOp<'p>, N>::new();
-        for op in ops {
-            if let Some(key) = op.key.gcm() {
-                if !others.is_empty() {
-                    seal_runs(keys, &mut others, &mut outcomes);
-                    others.clear();
-                }
-                let SealOp { sequence, esn, packet, .. } = op;
-                vector
-                    .seal(&mut group, key, &sequence, esn, packet, |verdict| outcomes.push(sealed(verdict)));
-            } else {
-                vector.finish_sealing(&mut group, |verdict| outcomes.push(sealed(verdict)));
-                others.push(op);
-            }
-        }
-        vector.finish_sealing(&mut group, |verdict| outcomes.push(sealed(verdict)));
-        seal_runs(keys, &mut others, &mut outcomes);
-        outcomes
+    pub fn sealing<'p, const N: usize>(&mut self) -> Sealing<'_, 'p, N> {
+        Sealing { engine: self, group: Group::new(), others: ArrayVec::new(), outcomes: ArrayVec::new() }
+    }
+
+    /// Begins to open at most `N` packets.
+    #[inline]
+    pub fn opening<'p, const N: usize>(&mut self) -> Opening<'_, 'p, N> {
+        Opening { engine: self, group: Group::new(), others: ArrayVec::new(), outcomes: ArrayVec::new() }
     }
 
     /// Opens every pending packet of the batch and writes its outcome.
     pub fn open(&mut self, ops: &mut [OpenOp<'_>]) {
-        let mut pending = ops.iter_mut().filter(|op| op.outcome == Outcome::Pending);
-        loop {
-            let mut asked = ArrayVec::<&mut Outcome, BATCH>::new();
-            let outcomes: ArrayVec<Outcome, BATCH> = self.open_each(pending.by_ref().take(BATCH).map(|op| {
+        for ops in ops.chunks_mut(BATCH) {
+            let mut opening = self.opening::<BATCH>();
+            let mut places = ArrayVec::<&mut Outcome, BATCH>::new();
+            for op in ops.iter_mut().filter(|op| op.outcome == Outcome::Pending) {
                 let OpenOp { key, sequence, esn, packet, outcome } = op;
-                asked.push(outcome);
-                OpenOp { key: *key, sequence: *sequence, esn: *esn, packet, outcome: Outcome::Pending }
-            }));
-            if outcomes.is_empty() {
-                return;
+                places.push(outcome);
+                let (key, sequence, esn, outcome) = (*key, *sequence, *esn, Outcome::Pending);
+                opening.push(OpenOp { key, sequence, esn, packet, outcome });
             }
-            for (place, outcome) in asked.into_iter().zip(outcomes) {
+            for (place, outcome) in places.into_iter().zip(opening.finish()) {
                 *place = outcome;
             }
         }
     }
+}
 
-    /// Opens every packet, of which there are at most `N`: no more are asked for. The outcomes are in the same order; those in
-    /// the operations are not looked at.
-    #[inline]
-    pub fn open_each<'p, const N: usize>(
-        &mut self,
-        ops: impl IntoIterator<Item = OpenOp<'p>>,
-    ) -> ArrayVec<Outcome, N> {
-        let mut outcomes = ArrayVec::new();
-        let ops = ops.into_iter().take(N);
-        let Self { vector: Some(vector), keys } = self else {
-            open_runs(&mut self.keys, &mut ops.collect::<ArrayVec<_, N>>(), &mut outcomes);
-            return outcomes;
-        };
-        // As in `seal_each`.
-        let mut group = Group::new();
-        let mut others = ArrayVec::<OpenOp<'p>, N>::new();
-        for op in ops {
-            if let Some(key) = op.key.gcm() {
+/// A batch that is being sealed: packets are taken in one by one, and are sealed when [`Self::finish`] returns.
+pub struct Sealing<'e, 'p, const N: usize> {
+    engine: &'e mut Engine,
+    /// What waits for the kernel; empty if there is something in `others`, so that outcomes come in the order of the
+    /// packets.
+    group: Group<'p>,
+    /// What is not for the kernel; empty if there is something in `group`.
+    others: ArrayVec<SealOp<'p>, N>,
+    outcomes: ArrayVec<SealOutcome, N>,
+}
+
+impl<'p, const N: usize> Sealing<'_, 'p, N> {
+    /// Takes in a packet. The one behind the `N`th is left as it is, and has no outcome.
+    #[expect(
+        clippy::inline_always,
+        reason = "an operation is not to be built in memory only to be taken apart"
+    )]
+    #[inline(always)]
+    pub fn push(&mut self, op: SealOp<'p>) {
+        let Self { engine: Engine { vector, keys }, group, others, outcomes } = self;
+        match (vector, op.key.gcm()) {
+            (Some(vector), Some(key)) => {
                 if !others.is_empty() {
-                    open_runs(keys, &mut others, &mut outcomes);
+                    seal_runs(keys, others, outcomes);
+                    others.clear();
+                }
+                let SealOp { sequence, esn, packet, .. } = op;
+                vector.seal(group, key, &sequence, esn, packet, |verdict| {
+                    outcomes.extend(Some(sealed(verdict)))
+                });
+            }
+            (vector, _) => {
+                if let Some(vector) = vector {
+                    vector.finish_sealing(group, |verdict| outcomes.extend(Some(sealed(verdict))));
+                }
+                let _ = others.try_push(op);
+            }
+        }
+    }
+
+    /// The outcomes, in the order of the packets. Not of a moved `self`, which is several kilobytes.
+    pub fn finish(&mut self) -> ArrayVec<SealOutcome, N> {
+        let Self { engine: Engine { vector, keys }, group, others, outcomes } = self;
+        if let Some(vector) = vector {
+            vector.finish_sealing(group, |verdict| outcomes.extend(Some(sealed(verdict))));
+        }
+        seal_runs(keys, others, outcomes);
+        others.clear();
+        core::mem::take(outcomes)
+    }
+}
+
+/// A batch that is being opened, as [`Sealing`].
+pub struct Opening<'e, 'p, const N: usize> {
+    engine: &'e mut Engine,
+    group: Group<'p>,
+    others: ArrayVec<OpenOp<'p>, N>,
+    outcomes: ArrayVec<Outcome, N>,
+}
+
+impl<'p, const N: usize> Opening<'_, 'p, N> {
+    /// Takes in a packet, as [`Sealing::push`]; the outcome in the operation is not looked at.
+    #[expect(
+        clippy::inline_always,
+        reason = "an operation is not to be built in memory only to be taken apart"
+    )]
+    #[inline(always)]
+    pub fn push(&mut self, op: OpenOp<'p>) {
+        let Self { engine: Engine { vector, keys }, group, others, outcomes } = self;
+        match (vector, op.key.gcm()) {
+            (Some(vector), Some(key)) => {
+                if !others.is_empty() {
+                    open_runs(keys, others, outcomes);
                     others.clear();
                 }
                 let high = op.esn.then(|| sequence::high(op.sequence));
-                vector.open(&mut group, key, high, op.packet, |verdict| outcomes.push(opened(verdict)));
-            } else {
-                vector.finish_opening(&mut group, |verdict| outcomes.push(opened(verdict)));
-                others.push(op);
+                vector.open(group, key, high, op.packet, |verdict| outcomes.extend(Some(opened(verdict))));
+            }
+            (vector, _) => {
+                if let Some(vector) = vector {
+                    vector.finish_opening(group, |verdict| outcomes.extend(Some(opened(verdict))));
+                }
+                let _ = others.try_push(op);
             }
         }
-        vector.finish_opening(&mut group, |verdict| outcomes.push(opened(verdict)));
-        open_runs(keys, &mut others, &mut outcomes);
-        outcomes
+    }
+
+    /// The outcomes, in the order of the packets. Not of a moved `self`, which is several kilobytes.
+    pub fn finish(&mut self) -> ArrayVec<Outcome, N> {
+        let Self { engine: Engine { vector, keys }, group, others, outcomes } = self;
+        if let Some(vector) = vector {
+            vector.finish_opening(group, |verdict| outcomes.extend(Some(opened(verdict))));
+        }
+        open_runs(keys, others, outcomes);
+        others.clear();
+        core::mem::take(outcomes)
     }
 }
 

@@ -80,7 +80,8 @@ impl Vector {
 
     /// Takes in a packet to be sealed with its number. `done` gets the verdicts of packets that were taken in before, in
     /// their order, when they make room.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "each packet passes, and nothing of it is to go through memory")]
+    #[inline(always)]
     pub(super) fn seal<'p>(
         &mut self,
         group: &mut Group<'p>,
@@ -104,7 +105,8 @@ impl Vector {
     }
 
     /// Takes in a packet to be opened; `high` is the high half of an extended number, `done` as in [`Self::seal`].
-    #[inline]
+    #[expect(clippy::inline_always, reason = "as for `seal`")]
+    #[inline(always)]
     pub(super) fn open<'p>(
         &mut self,
         group: &mut Group<'p>,
@@ -170,7 +172,7 @@ impl Vector {
 
     /// The place of a key, which is expanded there at the latest before the kernel is called. `None` if the place is that of
     /// another one in the group.
-    #[inline]
+    #[inline(never)]
     fn place<'p>(&mut self, group: &mut Group<'p>, key: &Gcm<'p>, text: usize) -> Option<usize> {
         let Self { kernel, keys } = self;
         let Group { packets, wanted, whole, last } = group;
@@ -186,6 +188,7 @@ impl Vector {
     }
 
     /// Gives a group to the kernel and empties it.
+    #[inline(never)]
     fn run(
         &mut self,
         group: &mut Group<'_>,

@@ -134,6 +134,8 @@ pub struct CachedFib {
     exits: Box<[Exit; PLACES]>,
     /// By port.
     links: Box<[LinkKind]>,
+    /// What an exit was asked for last: packets to one destination often come one behind the other.
+    latest: Known,
     /// Of the last name given.
     version: u64,
 }
@@ -154,6 +156,7 @@ impl CachedFib {
             routes: vec![NO_ROUTE; PLACES].into(),
             exits: Box::new([NO_EXIT; PLACES]),
             links,
+            latest: nothing,
             version: 0,
         }
     }
@@ -204,14 +207,16 @@ impl CachedFib {
     /// The exit to `destination`, if packets to it leave through one.
     #[inline]
     pub fn exit_towards(&mut self, destination: Ipv4Addr) -> Option<&mut Exit> {
-        let mut name = match self.known.get(place(IpAddr::V4(destination), self.known.len())) {
-            Some(known) if known.destination == destination => known.name,
-            _ => ExitName::NONE,
-        };
-        if self.exits.get(name.at()).is_none_or(|exit| exit.name != name || name == ExitName::NONE) {
-            name = self.learn(destination).1;
+        if self.latest.destination != destination {
+            let known = self.known.get(place(IpAddr::V4(destination), self.known.len()));
+            let known = known.filter(|known| known.destination == destination);
+            self.latest = Known { destination, name: known.map_or(ExitName::NONE, |known| known.name) };
         }
-        self.exit(name)
+        let name = self.latest.name;
+        if self.exits.get(name.at()).is_none_or(|exit| exit.name != name || name == ExitName::NONE) {
+            self.latest.name = self.learn(destination).1;
+        }
+        self.exit(self.latest.name)
     }
 
     #[cold]

@@ -120,9 +120,8 @@ pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BA
             batch.packets.push(Packet { frame, head, fate: Fate::Long, place: 0, sequence: 0 });
             // In its place: see `egress::put_part`. `read` saw that it has so many bytes.
             let _ = batch.packets.last_mut().and_then(|packet| packet.frame.cut(LINK, head.total));
-            if let Some(packet) =
-                batch.packets.len().checked_sub(BEHIND).and_then(|at| batch.packets.get_mut(at))
-            {
+            let behind = batch.packets.len().checked_sub(BEHIND);
+            if let Some(packet) = behind.and_then(|at| batch.packets.get_mut(at)) {
                 seek(core, packet, lookup, relays);
             }
         } else {
@@ -299,22 +298,23 @@ fn open(core: &mut Core, batch: &mut QuickBatch) -> ArrayVec<Outcome, BATCH> {
     let Core { arena, inbound, crypto, .. } = core;
     // Packets of one SA often come one behind the other.
     let mut last = (NO_LINK, None);
-    let ours = batch.packets.iter_mut().filter(|packet| packet.fate == Fate::Open);
-    crypto.open_each(ours.filter_map(|packet| {
+    let mut opening = crypto.opening();
+    for packet in batch.packets.iter_mut().filter(|packet| packet.fate == Fate::Open) {
         if last.0 != packet.place {
             last = (packet.place, inbound.get(packet.place));
         }
         let state = last.1;
         examine(state, packet);
-        let Packet { frame, head, fate: fate @ Fate::Open, sequence, .. } = packet else { return None };
+        let Packet { frame, head, fate: fate @ Fate::Open, sequence, .. } = packet else { continue };
         let bytes = arena.bytes_mut(frame).get_mut(usize::from(head.at)..);
         let found = state.and_then(|state| Some((state.esp_key()?, state.expected.is.esn()))).zip(bytes);
         let Some(((key, esn), packet)) = found else {
             *fate = Fate::Long;
-            return None;
+            continue;
         };
-        Some(OpenOp { key, sequence: *sequence, esn, packet, outcome: Outcome::Pending })
-    }))
+        opening.push(OpenOp { key, sequence: *sequence, esn, packet, outcome: Outcome::Pending });
+    }
+    opening.finish()
 }
 
 /// Accept, decap, translate and deliver, each packet in its turn.
@@ -499,7 +499,8 @@ pub(crate) struct Bare {
 
 /// Makes an opened packet ready to be sent, from its IP header to the ICV's end; `None`, and the packet as it was, if it
 /// is not usual.
-#[inline]
+#[expect(clippy::inline_always, reason = "two callers, and each packet passes")]
+#[inline(always)]
 pub(crate) fn strip<'a>(
     bytes: &mut [u8],
     at: u8,

@@ -10,7 +10,6 @@
 
 use arrayvec::ArrayVec;
 use postern_contract::counters::DropReason;
-use postern_contract::sa::DfPolicy;
 use postern_wire::flow::Flow;
 use postern_wire::ids::{PORT_IKE, PORT_NATT, Protocol};
 use postern_wire::{checksum, esp, ether, ip4};
@@ -26,7 +25,7 @@ use crate::flows::Key;
 use crate::frame::{BATCH, Frame};
 use crate::header;
 use crate::sad::lookup::Handle;
-use crate::sad::runtime::{HEAD, NO_LINK, Outbound, Template, Traffic, Varying};
+use crate::sad::runtime::{HEAD, NO_LINK, Outbound, Stencil, Template, Traffic, Varying};
 use crate::spd::{Spd, Verdict};
 
 /// Bytes of headers with the ports: Ethernet, IPv4, ports.
@@ -51,6 +50,8 @@ pub struct Usual {
 struct Packet {
     frame: Frame,
     usual: Usual,
+    /// Where its flow is looked up.
+    line: u32,
     sa: u32,
     /// Where it leaves; no port as long as it has no number and no headers.
     out: PortIndex,
@@ -84,19 +85,23 @@ impl QuickBatch {
 /// their SAs are looked up.
 pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BATCH>) {
     let mut others = ArrayVec::new();
-    for frame in frames.drain(..) {
+    let mut last = NO_LINK;
+    for mut frame in frames.drain(..) {
         if let Some(usual) = read(core.arena.bytes(&frame))
             && !batch.packets.is_full()
         {
-            core.flows.prefetch(usual.key);
-            batch.packets.push(Packet { frame, usual, sa: NO_LINK, out: NOWHERE, at: 0 });
-            // In its place: see `egress::put_part`. `read` saw that it has so many bytes.
-            let _ = batch.packets.last_mut().and_then(|packet| packet.frame.cut(LINK, usual.total));
-            if let Some(Packet { usual, sa, .. }) =
+            // `read` saw that it has so many bytes.
+            let _ = frame.cut(LINK, usual.total);
+            let line = core.flows.prefetch(usual.key);
+            batch.packets.push(Packet { frame, usual, line, sa: NO_LINK, out: NOWHERE, at: 0 });
+            if let Some(Packet { usual, line, sa, .. }) =
                 batch.packets.len().checked_sub(BEHIND).and_then(|at| batch.packets.get_mut(at))
             {
-                *sa = core.flows.get(usual.key).unwrap_or(NO_LINK);
-                core.outbound.prefetch(*sa);
+                *sa = core.flows.get_at(*line, usual.key).unwrap_or(NO_LINK);
+                if last != *sa {
+                    last = *sa;
+                    core.outbound.prefetch(last);
+                }
             }
         } else {
             others.push(frame);
@@ -144,9 +149,8 @@ fn read(frame: &[u8]) -> Option<Usual> {
         return None;
     }
     let key = Key {
-        source: u32::from_be_bytes([s0, s1, s2, s3]),
-        destination: u32::from_be_bytes([d0, d1, d2, d3]),
-        ports: u32::from_be_bytes([p0, p1, p2, p3]),
+        addresses: u64::from_le_bytes([s0, s1, s2, s3, d0, d1, d2, d3]),
+        ports: u32::from_le_bytes([p0, p1, p2, p3]),
         protocol,
     };
     Some(Usual { key, total, tos, dont_fragment: fragment & 0x4000 != 0 })
@@ -270,11 +274,12 @@ fn encap(core: &mut Core, batch: &mut QuickBatch) -> ArrayVec<Reserved, BATCH> {
     for run in batch.packets.chunk_by_mut(|a, b| a.sa == b.sa) {
         let state = run.first().and_then(|packet| outbound.get_mut(packet.sa));
         let Some(mut lane) = state.and_then(|state| Lane::of(state, fib)) else { continue };
+        let stencil = lane.state.template.stencil();
         for Packet { frame, usual, out, at, .. } in run {
             let Usual { total, tos, dont_fragment, .. } = *usual;
             let Some(number) = lane.number(frame, total) else { continue };
             let shape = Shape { total, tos, dont_fragment };
-            write(&lane.state.template, &lane.exit.link, shape, &number, arena.bytes_mut(frame));
+            write(&lane.state.template, &stencil, &lane.exit.link, shape, &number, arena.bytes_mut(frame));
             (*out, *at) = (lane.exit.port, lane.at);
             numbers.push(number);
         }
@@ -326,7 +331,7 @@ impl<'a> Lane<'a> {
         let Self { state, front, mtu, packets, bytes, .. } = self;
         let template = &state.template;
         let back = trailer(template, total.into()) + usize::from(template.icv_len);
-        if *front - ether::LEN + usize::from(total) + back > *mtu || back > frame.tailroom() {
+        if *front - ether::LEN + usize::from(total) + back > *mtu {
             return None;
         }
         frame.grow(*front, back)?;
@@ -374,6 +379,7 @@ pub(crate) struct Shape {
 #[inline(always)]
 pub(crate) fn write(
     template: &Template,
+    stencil: &Stencil,
     exit: &[u8; ether::LEN],
     shape: Shape,
     number: &Reserved,
@@ -384,9 +390,13 @@ pub(crate) fn write(
     let front = usize::from(template.at()) + esp::HEADER_LEN + usize::from(template.iv_len);
     let outer = front + total + trailer + usize::from(template.icv_len);
     let front = ether::LEN + front;
-    if let Some(end) = bytes.get_mut(front + total..front + total + trailer) {
-        // Not `None`: there is room for the trailer.
-        let _ = esp::write_trailer(end, Protocol::IPV4);
+    // Not `None`: there is room for trailer and ICV, which are longer than a word.
+    if let Some(end) = bytes.get_mut(front + total..) {
+        let pad = u8::try_from(trailer - esp::TRAILER_LEN).unwrap_or(u8::MAX);
+        match (end.first_chunk_mut(), esp::trailer_word(pad, Protocol::IPV4)) {
+            (Some(end), Some(word)) => *end = word,
+            _ => _ = end.get_mut(..trailer).and_then(|end| esp::write_trailer(end, Protocol::IPV4)),
+        }
     }
     if let Some(inner) = bytes.get_mut(front..).and_then(<[u8]>::first_chunk_mut) {
         header::forward(inner);
@@ -395,15 +405,11 @@ pub(crate) fn write(
         && let Some(head) = rest.first_chunk_mut::<HEAD>()
     {
         *link = *exit;
-        let dont_fragment = match template.df {
-            DfPolicy::Copy => shape.dont_fragment,
-            DfPolicy::Set => true,
-            DfPolicy::Clear => false,
-        };
         let [.., n0, n1] = number.low().to_be_bytes();
         let (id, total) = (u16::from_be_bytes([n0, n1]), u16::try_from(outer).unwrap_or_default());
         // What is written behind the SPI is the place of number and IV: see `Template`.
-        template.write(head, Varying { tos: shape.tos, dont_fragment, id, total });
+        let Shape { tos, dont_fragment, .. } = shape;
+        stencil.write(head, Varying { tos, dont_fragment, id, total });
     }
 }
 
@@ -414,22 +420,24 @@ fn seal<'a>(
     numbers: ArrayVec<Reserved, BATCH>,
 ) -> ArrayVec<SealOutcome, BATCH> {
     let Core { arena, outbound, crypto, .. } = core;
-    let ready = batch.packets.iter_mut().filter(|packet| packet.out != NOWHERE);
-    // None is left out: each packet got its number from an SA that has a key, and has room for the header. One that is
-    // would have no outcome, and not be sent.
+    let mut sealing = crypto.sealing();
     let mut last = (NO_LINK, None);
-    crypto.seal_each(ready.zip(numbers).filter_map(|(Packet { frame, sa, at, .. }, sequence)| {
+    let ready = batch.packets.iter_mut().filter(|packet| packet.out != NOWHERE);
+    for (Packet { frame, sa, at, .. }, sequence) in ready.zip(numbers) {
         if last.0 != *sa {
             let of_sa = |state: &'a Outbound| Some((state.esp_key()?, state.template.is.esn()));
             last = (*sa, outbound.get(*sa).and_then(of_sa));
         }
         let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..);
         let Some(((key, esn), packet)) = last.1.zip(packet) else {
+            // Not reached: each packet got its number from an SA that has a key, and has room for the header. One that
+            // came here would have no outcome, and not be sent.
             *sa = NO_LINK;
-            return None;
+            continue;
         };
-        Some(SealOp { key, sequence, esn, packet })
-    }))
+        sealing.push(SealOp { key, sequence, esn, packet });
+    }
+    sealing.finish()
 }
 
 #[cfg(test)]
@@ -605,9 +613,8 @@ pub(crate) mod tests {
                 let flow = Flow::parse(packet).unwrap();
                 let ports = [flow.source_port.to_be_bytes(), flow.destination_port.to_be_bytes()].concat();
                 let key = Key {
-                    source: u32::from_be_bytes(packet[12..16].try_into().unwrap()),
-                    destination: u32::from_be_bytes(packet[16..20].try_into().unwrap()),
-                    ports: u32::from_be_bytes(ports.try_into().unwrap()),
+                    addresses: u64::from_le_bytes(packet[12..20].try_into().unwrap()),
+                    ports: u32::from_le_bytes(ports.try_into().unwrap()),
                     protocol: flow.protocol.0,
                 };
                 let expected =

@@ -213,12 +213,12 @@ pub struct Template {
     pub df: DfPolicy,
 }
 
-/// What of a usual packet's outer headers is its own.
+/// What of a usual packet's outer headers may be its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Varying {
     /// TOS of the inner packet.
     pub tos: u8,
-    /// DF.
+    /// DF of the inner packet.
     pub dont_fragment: bool,
     /// Identification of what may be fragmented.
     pub id: u16,
@@ -295,23 +295,13 @@ impl Template {
         Ipv4Addr::from_bits(self.destination)
     }
 
-    /// Writes the headers up to the SPI, and zeros behind it (RFC 791, RFC 3948 section 2.1).
-    ///
-    /// Word by word to where they stay: what was written in words and is read in wider ones has to wait for memory.
+    /// The headers as far as packets have them in common.
     #[inline]
-    pub fn write(&self, head: &mut [u8; HEAD], varying: Varying) {
-        let Varying { tos, dont_fragment, id, total } = varying;
-        // RFC 6864: an atomic datagram's ID has no meaning; others need one that does not come back soon.
-        let low: u32 = if dont_fragment { 0x4000 } else { u32::from(id) << 16 };
-        let tos = tos & self.tos.0 | self.tos.1;
-        let high = 0x4500_0000 | u32::from(tos) << 16 | u32::from(total);
-        let varying = u64::from(tos) + u64::from(total) + u64::from(low >> 16) + u64::from(low & 0xffff);
-        let check = checksum::finish(u64::from(self.sum) + varying);
-        let [_, second, third, fourth] = self.words(total, check);
-        let words = [u64::from(high) << 32 | u64::from(low), second, third, fourth];
-        for (place, word) in head.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-            *place = word.to_be_bytes();
-        }
+    pub fn stencil(&self) -> Stencil {
+        // Of no bytes in UDP, so that its length is zero.
+        let [_, second, third, fourth] = self.words(IP, 0).map(u64::to_be);
+        let Self { sum, is, tos, df, .. } = *self;
+        Stencil { second, third, fourth, sum: sum.into(), encapsulated: is.encapsulated(), tos, df }
     }
 
     /// The headers in big-endian words, the first of them with nothing but the version and the header's length.
@@ -331,6 +321,51 @@ impl Template {
             u64::from(self.destination) << 32 | u64::from(behind),
             last,
         ]
+    }
+}
+
+/// A [`Template`]'s headers, with nothing left to do but what a packet changes in them.
+#[derive(Clone, Copy, Debug)]
+pub struct Stencil {
+    /// The words behind the first one, as they stand in memory, with the fields that packets change zero.
+    second: u64,
+    third: u64,
+    fourth: u64,
+    /// As the template's.
+    sum: u32,
+    encapsulated: bool,
+    tos: (u8, u8),
+    df: DfPolicy,
+}
+
+impl Stencil {
+    /// Writes the headers up to the SPI, and zeros behind it (RFC 791, RFC 3948 section 2.1).
+    ///
+    /// Word by word to where they stay: what was written in words and is read in wider ones has to wait for memory.
+    #[inline]
+    pub fn write(&self, head: &mut [u8; HEAD], varying: Varying) {
+        let Varying { tos, dont_fragment, id, total } = varying;
+        let dont_fragment = match self.df {
+            DfPolicy::Copy => dont_fragment,
+            DfPolicy::Set => true,
+            DfPolicy::Clear => false,
+        };
+        // RFC 6864: an atomic datagram's ID has no meaning; others need one that does not come back soon.
+        let low: u32 = if dont_fragment { 0x4000 } else { u32::from(id) << 16 };
+        let tos = tos & self.tos.0 | self.tos.1;
+        let high = 0x4500_0000 | u32::from(tos) << 16 | u32::from(total);
+        let varying = u32::from(tos) + u32::from(total) + (low >> 16) + (low & 0xffff);
+        let check = !checksum::fold_few(self.sum + varying);
+        let length = if self.encapsulated { total.wrapping_sub(IP) } else { 0 };
+        let words = [
+            (u64::from(high) << 32 | u64::from(low)).to_be(),
+            self.second | (u64::from(check) << 32).to_be(),
+            self.third,
+            self.fourth | (u64::from(length) << 48).to_be(),
+        ];
+        for (place, word) in head.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+            *place = word.to_ne_bytes();
+        }
     }
 }
 

@@ -26,9 +26,21 @@ pub fn sum(bytes: &[u8]) -> u64 {
 /// Whether the checksum of an IPv4 header without options is right.
 #[inline]
 pub fn is_right(header: &[u8; 20]) -> bool {
-    // RFC 1071 section 2 (B): in whatever order the bytes of all words are, a right sum is all ones.
+    // RFC 1071 section 2 (B): in whatever order the bytes of all words are, a right sum is all ones. Folding keeps what is left
+    // of a sum divided by 2^16 - 1, and makes zero of zero alone.
     let (words, _) = header.as_chunks::<4>();
-    fold(words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum()) == 0xffff
+    let sum: u64 = words.iter().map(|word| u64::from(u32::from_ne_bytes(*word))).sum();
+    sum != 0 && sum.is_multiple_of(0xffff)
+}
+
+/// [`fold`] of a sum of at most 2^16 words.
+#[inline]
+pub const fn fold_few(sum: u32) -> u16 {
+    // At most 2^32 - 2^16, then 2^17 - 3 and 2^16 - 1.
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let sum = (sum >> 16) + (sum & 0xffff);
+    let [.., high, low] = sum.to_be_bytes();
+    u16::from_be_bytes([high, low])
 }
 
 /// Sum of the concatenation of `pieces`, each of any length.
@@ -139,6 +151,16 @@ mod tests {
             right += u32::from(told);
         }
         assert!((10_000..11_000).contains(&right), "{right}");
+    }
+
+    /// Few words fold as any number of them does.
+    #[test]
+    fn few_words_fold_alike() {
+        let all = [0, 1, 0xfffe, 0xffff, 0x1_0000, 0x1_fffe, 0x1_ffff, 0xfffe_ffff, 0xffff_0000];
+        let many = (0..100_000_u32).map(|step| step.wrapping_mul(0x9e37_79b9).min(0xffff_0000));
+        for sum in all.into_iter().chain(many) {
+            assert_eq!(fold_few(sum), fold(sum.into()), "{sum:x}");
+        }
     }
 
     #[test]

@@ -64,6 +64,20 @@ pub fn write_trailer(out: &mut [u8], next_header: Protocol) -> Option<()> {
     Some(())
 }
 
+/// Padding of at most six bytes, pad length and next header, and zeros behind them: for who has room for a whole word, and
+/// writes what follows later. `None` of more padding.
+#[inline]
+pub fn trailer_word(pad_len: u8, next_header: Protocol) -> Option<[u8; 8]> {
+    const PAD: u64 = 0x0605_0403_0201;
+    let shift = 8 * u32::from(pad_len);
+    if pad_len > 6 {
+        return None;
+    }
+    let pad = PAD & ((1 << shift) - 1);
+    let fields = u64::from(pad_len) | u64::from(next_header.0) << 8;
+    Some((pad | fields << shift).to_le_bytes())
+}
+
 fn write_long_trailer(out: &mut [u8], next_header: Protocol) -> Option<()> {
     let pad_len = u8::try_from(out.len().checked_sub(TRAILER_LEN)?).ok()?;
     let (pad, trailer) = out.split_at_mut_checked(usize::from(pad_len))?;
@@ -165,6 +179,12 @@ mod tests {
         let mut longest = [0xa5; 257];
         write_trailer(&mut longest, Protocol::NONE).unwrap();
         assert_eq!(trailer(&longest).unwrap().pad_len, 255);
+        for pad_len in 0..=6 {
+            let mut out = [0; 8];
+            write_trailer(&mut out[..usize::from(pad_len) + TRAILER_LEN], Protocol::IPV6).unwrap();
+            assert_eq!(trailer_word(pad_len, Protocol::IPV6), Some(out));
+        }
+        assert_eq!(trailer_word(7, Protocol::IPV6), None);
         assert_eq!(write_trailer(&mut [0xa5; 258], Protocol::NONE), None);
         assert_eq!(write_trailer(&mut [0xa5; 1], Protocol::NONE), None);
     }
