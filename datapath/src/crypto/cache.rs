@@ -10,7 +10,8 @@
 //!
 //! Where keys are needed by batches ([`KeyCache::claim`]), only some of those that are missing are kept, by chance: the
 //! others are expanded into a small room for passing keys, which the next batch needs again. What is needed often comes to
-//! stay; where there are far more keys than places, memory is not written that only a later key would overwrite.
+//! stay; where there are far more keys than places, memory is not written that only a later key would overwrite. After a
+//! batch in which no key was here, only some of the next one are looked for at all, until one is.
 //!
 //! All memory is taken in [`KeyCache::new`]. What is forgotten, makes room or is dropped is overwritten: with zeros, or
 //! with the schedule of a key of zeros (OPS-4).
@@ -28,6 +29,12 @@ const WAYS: usize = 4;
 
 /// One of 2 to this power of the missing keys of batches is kept.
 const KEPT: u32 = 4;
+
+/// Keys of a batch of which none is here that tell that the next batch's will not be either.
+const TELLING: u32 = 8;
+
+/// One of so many is looked for then.
+const PROBED: u32 = 32;
 
 /// Tells expanded keys apart; no two keys of the process have the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,8 +123,45 @@ pub(super) struct KeyCache<K: Expanded> {
     passed: usize,
     /// Of chance.
     dice: u64,
+    /// What is known of the keys that batches need.
+    luck: Luck,
     /// What is written over keys.
     blank: K,
+}
+
+/// Whether keys that batches need tend to be here.
+#[derive(Clone, Copy, Default)]
+struct Luck {
+    /// Not one of the last ones was.
+    out: bool,
+    /// Keys of this batch that were looked for, and those that were here.
+    looked: u32,
+    found: u32,
+    /// Keys that were not looked for since one was.
+    skipped: u32,
+}
+
+impl Luck {
+    /// Whether to look for the next key.
+    #[inline]
+    fn tries(&mut self) -> bool {
+        if !self.out {
+            return true;
+        }
+        self.skipped = (self.skipped + 1) % PROBED;
+        self.skipped == 0
+    }
+
+    /// Between two batches.
+    #[inline]
+    fn next_batch(&mut self) {
+        if self.found > 0 {
+            self.out = false;
+        } else if self.looked >= TELLING {
+            self.out = true;
+        }
+        (self.looked, self.found) = (0, 0);
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -141,6 +185,7 @@ impl<K: Expanded> KeyCache<K> {
             passing: vec![Serial::NONE; passing].into(),
             passed: 0,
             dice: 1,
+            luck: Luck::default(),
             blank: K::blank()?,
         })
     }
@@ -165,11 +210,30 @@ impl<K: Expanded> KeyCache<K> {
         enough: impl FnOnce(&K) -> bool,
         busy: impl Fn(usize) -> bool,
     ) -> Option<(usize, bool)> {
+        if !self.luck.tries()
+            && let Some(slot) = self.pass(serial)
+        {
+            return Some((slot, false));
+        }
+        self.claim_looked_for(serial, enough, busy)
+    }
+
+    #[inline(never)]
+    fn claim_looked_for(
+        &mut self,
+        serial: Serial,
+        enough: impl FnOnce(&K) -> bool,
+        busy: impl Fn(usize) -> bool,
+    ) -> Option<(usize, bool)> {
+        self.luck.looked += 1;
         if let Some(slot) = self.find(serial) {
+            self.luck.found += 1;
             return Some((slot, self.keys.get(slot).is_some_and(enough)));
         }
         if self.is_full(serial) {
-            if let Some(slot) = self.pass(serial) {
+            if !self.is_kept()
+                && let Some(slot) = self.pass(serial)
+            {
                 return Some((slot, false));
             }
             if self.victim(serial).is_none_or(busy) {
@@ -183,6 +247,7 @@ impl<K: Expanded> KeyCache<K> {
     #[inline]
     pub(super) fn next_batch(&mut self) {
         self.passed = 0;
+        self.luck.next_batch();
     }
 
     /// Whether the set of `serial` has no empty entry.
@@ -190,14 +255,17 @@ impl<K: Expanded> KeyCache<K> {
         self.sets.get(self.set_of(serial)).is_some_and(|set| !set.0.contains(&Serial::NONE))
     }
 
-    /// A place among the passing keys, unless there is none left, or the key is one to be kept.
+    /// Whether the next key that is missing is one to be kept.
     #[inline]
-    fn pass(&mut self, serial: Serial) -> Option<usize> {
+    fn is_kept(&mut self) -> bool {
         // Knuth's generator; the high bits are the good ones.
         self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        if self.dice >> (64 - KEPT) == 0 {
-            return None;
-        }
+        self.luck.out || self.dice >> (64 - KEPT) == 0
+    }
+
+    /// A place among the passing keys, if there is one left.
+    #[inline]
+    fn pass(&mut self, serial: Serial) -> Option<usize> {
         let place = self.passing.get_mut(self.passed)?;
         *place = serial;
         self.passed += 1;

@@ -172,7 +172,7 @@ impl Vector {
 
     /// The place of a key, which is expanded there at the latest before the kernel is called. `None` if the place is that of
     /// another one in the group.
-    #[inline(never)]
+    #[inline]
     fn place<'p>(&mut self, group: &mut Group<'p>, key: &Gcm<'p>, text: usize) -> Option<usize> {
         let Self { kernel, keys } = self;
         let Group { packets, wanted, whole, last } = group;

@@ -61,9 +61,9 @@ struct Packet {
 
 const _: () = assert!(size_of::<Packet>() <= 64);
 
-/// A packet's SA is looked for so many packets behind it: what was asked for is there by then, and the SA's own memory is
-/// asked for while further packets are read.
-const BEHIND: usize = 8;
+/// So many packets before their SAs are needed, these are looked for, and their memory asked for: what was asked for is there
+/// by then, and no more than the processor fetches at once is asked for in one go.
+const AHEAD: usize = 8;
 
 /// No port has this number.
 const NOWHERE: PortIndex = PortIndex(u16::MAX);
@@ -85,7 +85,6 @@ impl QuickBatch {
 /// their SAs are looked up.
 pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BATCH>) {
     let mut others = ArrayVec::new();
-    let mut last = NO_LINK;
     for mut frame in frames.drain(..) {
         if let Some(usual) = read(core.arena.bytes(&frame))
             && !batch.packets.is_full()
@@ -94,15 +93,6 @@ pub fn take(core: &Core, batch: &mut QuickBatch, frames: &mut ArrayVec<Frame, BA
             let _ = frame.cut(LINK, usual.total);
             let line = core.flows.prefetch(usual.key);
             batch.packets.push(Packet { frame, usual, line, sa: NO_LINK, out: NOWHERE, at: 0 });
-            if let Some(Packet { usual, line, sa, .. }) =
-                batch.packets.len().checked_sub(BEHIND).and_then(|at| batch.packets.get_mut(at))
-            {
-                *sa = core.flows.get_at(*line, usual.key).unwrap_or(NO_LINK);
-                if last != *sa {
-                    last = *sa;
-                    core.outbound.prefetch(last);
-                }
-            }
         } else {
             others.push(frame);
         }
@@ -158,11 +148,22 @@ fn read(frame: &[u8]) -> Option<Usual> {
 
 /// Takes a batch from `port` through all stages and leaves it empty; what is not usual goes to the end of `long`.
 pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut OutboundBatch) {
-    select(core, batch);
+    let mut numbers = ArrayVec::new();
     if core.fan.wants() {
+        select(core, &mut batch.packets);
         spread(core, batch, port);
+        encap(core, &mut batch.packets, &mut numbers);
+    } else {
+        let mut packets = batch.packets.as_mut_slice();
+        select(core, packets.get_mut(..AHEAD.min(packets.len())).unwrap_or_default());
+        while !packets.is_empty() {
+            let (now, next) = packets.split_at_mut(AHEAD.min(packets.len()));
+            let ahead = AHEAD.min(next.len());
+            select(core, next.get_mut(..ahead).unwrap_or_default());
+            encap(core, now, &mut numbers);
+            packets = next;
+        }
     }
-    let numbers = encap(core, batch);
     let outcomes = seal(core, batch, numbers);
     let mut outcomes = outcomes.iter();
     for Packet { frame, sa, out, .. } in batch.packets.drain(..) {
@@ -234,20 +235,18 @@ fn leave(core: &mut Core, long: &mut OutboundBatch, frame: Frame, port: PortInde
     }
 }
 
-/// Finds the SAs that [`take`] did not, and asks for their memory.
-fn select(core: &mut Core, batch: &mut QuickBatch) {
-    for Packet { frame, usual, sa, .. } in &mut batch.packets {
-        if *sa == NO_LINK {
-            *sa = find(core, frame, usual.key).unwrap_or(NO_LINK);
+/// Finds the SAs of packets, and asks for their memory.
+#[inline]
+fn select(core: &mut Core, packets: &mut [Packet]) {
+    let mut last = NO_LINK;
+    for Packet { frame, usual, line, sa, .. } in packets {
+        let found = core.flows.get_at(*line, usual.key);
+        *sa = found.or_else(|| look_up(core, frame, usual.key)).unwrap_or(NO_LINK);
+        if *sa != last {
             core.outbound.prefetch(*sa);
+            last = *sa;
         }
     }
-}
-
-/// The SA of a flow, if it is one of this worker's.
-#[inline]
-fn find(core: &mut Core, frame: &Frame, key: Key) -> Option<u32> {
-    core.flows.get(key).or_else(|| look_up(core, frame, key))
 }
 
 /// The SA that the policies give the packet, if it is one of this worker's; it is remembered.
@@ -268,10 +267,10 @@ fn policy(spd: &Spd<Handle>, worker: u8, packet: &[u8]) -> Option<u32> {
 
 /// Gives the packets that are usual headers and trailers, and the numbers that they get, in their order; the others are
 /// left as they were.
-fn encap(core: &mut Core, batch: &mut QuickBatch) -> ArrayVec<Reserved, BATCH> {
+#[inline]
+fn encap(core: &mut Core, packets: &mut [Packet], numbers: &mut ArrayVec<Reserved, BATCH>) {
     let Core { arena, outbound, fib, resolver, now, .. } = core;
-    let mut numbers = ArrayVec::new();
-    for run in batch.packets.chunk_by_mut(|a, b| a.sa == b.sa) {
+    for run in packets.chunk_by_mut(|a, b| a.sa == b.sa) {
         let state = run.first().and_then(|packet| outbound.get_mut(packet.sa));
         let Some(mut lane) = state.and_then(|state| Lane::of(state, fib)) else { continue };
         let stencil = lane.state.template.stencil();
@@ -288,7 +287,6 @@ fn encap(core: &mut Core, batch: &mut QuickBatch) -> ArrayVec<Reserved, BATCH> {
             lane.account(*now);
         }
     }
-    numbers
 }
 
 /// What packets of one SA that follow each other have in common.
