@@ -2,8 +2,12 @@
 //!
 //! A table in front of [`Spd`](crate::spd::Spd). Every change of a policy makes all of it worthless
 //! at once, by a number that entries have in common; so it never knows anything that the SPD does not.
+//!
+//! A flow is in the line of its hash, or if that was full in the one beside it. Without the second one, of as many flows as
+//! there are lines every 24th would be in a line with too many, and asking the policies costs a dozen times as much as
+//! asking here.
 
-use crate::prefetch;
+use crate::prefetch::{self, Table};
 use crate::sad::lookup::Handle;
 
 /// An IPv4 flow with ports, in words as a little-endian processor reads them from the packet: they are compared, and mean
@@ -52,23 +56,29 @@ impl Line {
         }
         None
     }
+
+    /// Whether all of its flows are known by these policies.
+    #[inline]
+    fn is_full(&self, epoch: u32) -> bool {
+        self.epochs.iter().all(|of| *of == epoch)
+    }
 }
 
 /// Flows and their SAs.
 #[derive(Debug)]
 pub struct Flows {
     /// Their number is a power of two.
-    lines: Box<[Line]>,
+    lines: Table<Line>,
     epoch: u32,
 }
 
 impl Flows {
     /// With places for at least three times so many flows.
     pub fn new(lines: usize) -> Self {
-        let lines = lines.next_power_of_two();
+        let lines = lines.next_power_of_two().max(2);
         let mut table = prefetch::table(lines);
         table.resize(lines, EMPTY);
-        Self { lines: table.into(), epoch: 1 }
+        Self { lines: table, epoch: 1 }
     }
 
     /// Asks for the memory of a flow; tells where that is.
@@ -90,14 +100,24 @@ impl Flows {
     /// The same of a flow of which [`Self::prefetch`] told where it is.
     #[inline]
     pub fn get_at(&self, index: u32, key: Key) -> Option<u32> {
-        self.lines.get(index as usize)?.find(key, self.epoch)
+        let line = self.lines.get(index as usize)?;
+        line.find(key, self.epoch).or_else(|| self.get_beside(index, key))
+    }
+
+    #[cold]
+    fn get_beside(&self, index: u32, key: Key) -> Option<u32> {
+        let full = self.lines.get(index as usize)?.is_full(self.epoch);
+        self.lines.get(beside(index)).filter(|_| full)?.find(key, self.epoch)
     }
 
     /// Remembers the flow's SA.
     pub fn put(&mut self, key: Key, sa: u32) {
         let (index, epoch) = (self.index(key), self.epoch);
         let Key { addresses, ports, protocol } = key;
-        if let Some(line) = self.lines.get_mut(index as usize) {
+        let is_full = |at: usize| self.lines.get(at).is_none_or(|line| line.is_full(epoch));
+        let home = index as usize;
+        let at = if is_full(home) && !is_full(beside(index)) { beside(index) } else { home };
+        if let Some(line) = self.lines.get_mut(at) {
             enter(&mut line.addresses, addresses);
             enter(&mut line.ports, ports);
             enter(&mut line.sas, u32::from(protocol) << 24 | sa & Handle::MAX_INDEX);
@@ -124,6 +144,11 @@ impl Flows {
         let mask = u64::try_from(self.lines.len()).unwrap_or_default().wrapping_sub(1);
         u32::try_from(hash & mask).unwrap_or_default()
     }
+}
+
+/// The other line of a pair.
+const fn beside(index: u32) -> usize {
+    index as usize ^ 1
 }
 
 /// Puts a word before the others; the last one falls out.

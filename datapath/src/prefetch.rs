@@ -3,6 +3,12 @@
 //!
 //! With `frame`, `port::xsk` and the cipher's kernel this is one of the few places of the datapath that use `unsafe`.
 
+use core::alloc::Layout;
+use core::ptr::NonNull;
+
+use allocator_api2::alloc::{AllocError, Allocator, Global};
+use allocator_api2::vec::Vec;
+
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
@@ -75,36 +81,65 @@ fn own(_at: *const u8) {}
 /// Bytes of a huge page.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Empty, with room for `capacity` entries, on transparent huge pages where the kernel has some. To be filled now: pages
-/// that were touched before stay small.
-pub fn table<T>(capacity: usize) -> Vec<T> {
-    let mut table = Vec::<T>::with_capacity(capacity);
-    let room = table.spare_capacity_mut();
-    let (start, len) = (room.as_mut_ptr().cast::<u8>(), size_of_val(room));
-    // Whole huge pages alone: what lies beside them is someone else's.
-    let skipped = start.align_offset(HUGE_PAGE);
-    let whole = len.saturating_sub(skipped) / HUGE_PAGE * HUGE_PAGE;
-    if whole > 0 {
-        // JUSTIFICATION: there is no safe wrapper.
-        // SAFETY: the range lies in the vector's room, and this advice changes no byte of it. A kernel that refuses it leaves
-        // small pages.
-        let _ = unsafe {
-            rustix::mm::madvise(start.wrapping_add(skipped).cast(), whole, rustix::mm::Advice::LinuxHugepage)
-        };
+/// A table that everything a packet needs is looked up in: on transparent huge pages where the kernel has some, all but the
+/// rest behind the last whole one. What stands on small pages instead is looked for in page tables first, and a prefetch waits
+/// for that.
+pub type Table<T> = Vec<T, HugePages>;
+
+/// Empty, with room for `capacity` entries.
+pub fn table<T>(capacity: usize) -> Table<T> {
+    Vec::with_capacity_in(capacity, HugePages)
+}
+
+/// Where tables are allocated.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HugePages;
+
+impl HugePages {
+    /// What is asked of the global allocator: what has room for a huge page begins with one.
+    fn widened(layout: Layout) -> Result<Layout, AllocError> {
+        let align = if layout.size() < HUGE_PAGE { 1 } else { HUGE_PAGE };
+        layout.align_to(align).map_err(|_| AllocError)
     }
-    table
+}
+
+// JUSTIFICATION: stable Rust's vectors begin where the global allocator likes, and so stand on small pages with up to 2 MiB.
+// SAFETY: memory is the global allocator's, asked for and given back with the same layout, which is of the same size as the
+// caller's and aligned at least as much. It stays where it is as long as that allocator lets it, whichever copy of this one
+// is asked.
+unsafe impl Allocator for HugePages {
+    fn allocate(&self, layout: Layout) -> Result<NonNull<[u8]>, AllocError> {
+        let memory = Global.allocate(Self::widened(layout)?)?;
+        let whole = layout.size() / HUGE_PAGE * HUGE_PAGE;
+        if whole > 0 {
+            // JUSTIFICATION: there is no safe wrapper.
+            // SAFETY: the range is what was just allocated, and this advice changes no byte of it. A kernel that refuses it
+            // leaves small pages.
+            let _ =
+                unsafe { rustix::mm::madvise(memory.as_ptr().cast(), whole, rustix::mm::Advice::LinuxHugepage) };
+        }
+        Ok(memory)
+    }
+
+    unsafe fn deallocate(&self, memory: NonNull<u8>, layout: Layout) {
+        if let Ok(layout) = Self::widened(layout) {
+            // SAFETY: the caller's; `allocate` asked with this layout.
+            unsafe { Global.deallocate(memory, layout) }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Whatever the kernel says to it, a table is an empty vector with room.
+    /// Whatever the kernel says to it, a table is an empty vector with room, which begins with a page if it has room for one.
     #[test]
     fn tables_have_room() {
         for capacity in [0, 1, 100, 1 << 20] {
             let mut table = table::<u64>(capacity);
             assert!(table.is_empty() && table.capacity() >= capacity);
+            assert!(capacity < HUGE_PAGE / 8 || table.as_ptr().addr().is_multiple_of(HUGE_PAGE));
             table.resize(capacity, 7);
             assert!(table.iter().all(|entry| *entry == 7));
         }

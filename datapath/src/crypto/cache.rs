@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use postern_espgcm::Key;
 use ring::aead::{AES_256_GCM, LessSafeKey, UnboundKey};
 
-use crate::prefetch;
+use crate::prefetch::{self, Table};
 
 /// Entries of a set: their serials are half a cache line.
 const WAYS: usize = 4;
@@ -112,11 +112,11 @@ impl Expanded for Key {
 /// A worker's expanded keys of one library.
 pub(super) struct KeyCache<K: Expanded> {
     /// Their number is a power of two.
-    sets: Box<[Set]>,
+    sets: Table<Set>,
     /// By set: the entry that makes room next.
     oldest: Box<[u8]>,
     /// The entries of the first set, of the second, and so on; behind them those of passing keys.
-    keys: Box<[K]>,
+    keys: Table<K>,
     /// Of the passing keys.
     passing: Box<[Serial]>,
     /// Passing keys of this batch.
@@ -179,9 +179,9 @@ impl<K: Expanded> KeyCache<K> {
         let mut serials = prefetch::table(sets);
         serials.resize(sets, Set([Serial::NONE; WAYS]));
         Some(Self {
-            sets: serials.into(),
+            sets: serials,
             oldest: vec![0; sets].into(),
-            keys: keys.into(),
+            keys,
             passing: vec![Serial::NONE; passing].into(),
             passed: 0,
             dice: 1,
@@ -260,7 +260,7 @@ impl<K: Expanded> KeyCache<K> {
     fn is_kept(&mut self) -> bool {
         // Knuth's generator; the high bits are the good ones.
         self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.luck.out || self.dice >> (64 - KEPT) == 0
+        self.dice >> (64 - KEPT) == 0
     }
 
     /// A place among the passing keys, if there is one left.

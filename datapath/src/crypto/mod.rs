@@ -411,7 +411,7 @@ impl<'p, const N: usize> Sealing<'_, 'p, N> {
             }
             (vector, _) => {
                 if let Some(vector) = vector {
-                    vector.finish_sealing(group, |verdict| outcomes.extend(Some(sealed(verdict))));
+                    vector.finish_sealing(group, || {}, |verdict| outcomes.extend(Some(sealed(verdict))));
                 }
                 let _ = others.try_push(op);
             }
@@ -420,9 +420,15 @@ impl<'p, const N: usize> Sealing<'_, 'p, N> {
 
     /// The outcomes, in the order of the packets. Not of a moved `self`, which is several kilobytes.
     pub fn finish(&mut self) -> ArrayVec<SealOutcome, N> {
+        self.finish_while(|| {})
+    }
+
+    /// The same, with `meanwhile` called now and then, for what is to be asked of memory while the cipher leaves it alone.
+    #[inline]
+    pub fn finish_while(&mut self, meanwhile: impl FnMut()) -> ArrayVec<SealOutcome, N> {
         let Self { engine: Engine { vector, keys }, group, others, outcomes } = self;
         if let Some(vector) = vector {
-            vector.finish_sealing(group, |verdict| outcomes.extend(Some(sealed(verdict))));
+            vector.finish_sealing(group, meanwhile, |verdict| outcomes.extend(Some(sealed(verdict))));
         }
         seal_runs(keys, others, outcomes);
         others.clear();

@@ -19,6 +19,9 @@ use super::{ESP_HEADER, Layout, Reserved, TRAILER};
 /// Packets that a kernel gets at once.
 const GROUP: usize = 32;
 
+/// Packets of a group between which there is time for something else.
+const STEP: usize = 8;
+
 /// Expanded keys that are kept: 640 KiB.
 const SLOTS: usize = 1024;
 
@@ -119,16 +122,21 @@ impl Vector {
         self.take_in(group, key, high, packet, fits, Kernel::open_esp, done);
     }
 
-    /// Seals what was taken in.
+    /// Seals what was taken in; calls `meanwhile` every [`STEP`] packets.
     #[inline]
-    pub(super) fn finish_sealing(&mut self, group: &mut Group<'_>, done: impl FnMut(Verdict)) {
-        self.run(group, Kernel::seal_esp, done);
+    pub(super) fn finish_sealing(
+        &mut self,
+        group: &mut Group<'_>,
+        meanwhile: impl FnMut(),
+        done: impl FnMut(Verdict),
+    ) {
+        self.run(group, Kernel::seal_esp, meanwhile, done);
     }
 
     /// Opens what was taken in.
     #[inline]
     pub(super) fn finish_opening(&mut self, group: &mut Group<'_>, done: impl FnMut(Verdict)) {
-        self.run(group, Kernel::open_esp, done);
+        self.run(group, Kernel::open_esp, || {}, done);
     }
 
     #[expect(
@@ -148,7 +156,7 @@ impl Vector {
         mut done: impl FnMut(Verdict),
     ) {
         if group.packets.is_full() {
-            self.run(group, call, &mut done);
+            self.run(group, call, || {}, &mut done);
         }
         let Gcm { serial, salt, .. } = key;
         let text = bytes.len().saturating_sub(AROUND);
@@ -158,7 +166,7 @@ impl Vector {
         } else {
             match self.place(group, &key, text) {
                 None => {
-                    self.run(group, call, &mut done);
+                    self.run(group, call, || {}, &mut done);
                     self.place(group, &key, text)
                 }
                 place => place,
@@ -193,6 +201,7 @@ impl Vector {
         &mut self,
         group: &mut Group<'_>,
         call: fn(Kernel, &[Key], &mut [EspPacket<'_>]),
+        mut meanwhile: impl FnMut(),
         mut done: impl FnMut(Verdict),
     ) {
         let Group { packets, wanted, whole, last } = group;
@@ -201,7 +210,10 @@ impl Vector {
             wanted.clear();
             *whole = false;
         }
-        call(self.kernel, self.keys.places(), packets);
+        for packets in packets.chunks_mut(STEP) {
+            meanwhile();
+            call(self.kernel, self.keys.places(), packets);
+        }
         packets.iter().for_each(|packet| done(packet.verdict));
         packets.clear();
         *last = (Serial::NONE, 0, 0);

@@ -14,7 +14,7 @@ use postern_wire::ids::EtherType;
 
 use super::{Fib, Neighbour, PortIndex, Resolver, Route, spread};
 use crate::port::LinkKind;
-use crate::prefetch;
+use crate::prefetch::{self, Table};
 
 /// Places of the tables of IPv6 destinations and of routes, a power of two: 64 KiB each, with one cache line each.
 const PLACES: usize = 1024;
@@ -128,7 +128,7 @@ pub struct CachedFib {
     fib: Arc<Fib>,
     places: Box<[Place]>,
     /// Their number is a power of two.
-    known: Box<[Known]>,
+    known: Table<Known>,
     routes: Box<[Named]>,
     /// Of the routes at the same places, with the same names.
     exits: Box<[Exit; PLACES]>,
@@ -152,7 +152,7 @@ impl CachedFib {
         Self {
             fib,
             places: vec![Place(None); PLACES].into(),
-            known: known.into(),
+            known,
             routes: vec![NO_ROUTE; PLACES].into(),
             exits: Box::new([NO_EXIT; PLACES]),
             links,

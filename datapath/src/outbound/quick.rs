@@ -21,11 +21,12 @@ use crate::crypto::{Reserved, SealOp, SealOutcome};
 use crate::egress;
 use crate::fanout;
 use crate::fib::{CachedFib, Exit, PortIndex};
-use crate::flows::Key;
+use crate::flows::{Flows, Key};
 use crate::frame::{BATCH, Frame};
 use crate::header;
 use crate::sad::lookup::Handle;
-use crate::sad::runtime::{HEAD, NO_LINK, Outbound, Stencil, Template, Traffic, Varying};
+use crate::sad::runtime::{HEAD, NO_LINK, Outbound, Rest, Stencil, Template, Traffic, Varying};
+use crate::sad::slab::Slab;
 use crate::spd::{Spd, Verdict};
 
 /// Bytes of headers with the ports: Ethernet, IPv4, ports.
@@ -64,6 +65,13 @@ const _: () = assert!(size_of::<Packet>() <= 64);
 /// So many packets before their SAs are needed, these are looked for, and their memory asked for: what was asked for is there
 /// by then, and no more than the processor fetches at once is asked for in one go.
 const AHEAD: usize = 8;
+
+/// Packets that go through the stages together. While those of one part are sealed, which asks for no other memory, that of
+/// the next part's SAs arrives.
+const PART: usize = 32;
+
+/// No SA has this index, nor is there nothing known yet: the packet is left to the stages.
+const LONG: u32 = NO_LINK - 1;
 
 /// No port has this number.
 const NOWHERE: PortIndex = PortIndex(u16::MAX);
@@ -148,23 +156,19 @@ fn read(frame: &[u8]) -> Option<Usual> {
 
 /// Takes a batch from `port` through all stages and leaves it empty; what is not usual goes to the end of `long`.
 pub fn run(core: &mut Core, batch: &mut QuickBatch, port: PortIndex, long: &mut OutboundBatch) {
-    let mut numbers = ArrayVec::new();
     if core.fan.wants() {
         select(core, &mut batch.packets);
         spread(core, batch, port);
-        encap(core, &mut batch.packets, &mut numbers);
-    } else {
-        let mut packets = batch.packets.as_mut_slice();
-        select(core, packets.get_mut(..AHEAD.min(packets.len())).unwrap_or_default());
-        while !packets.is_empty() {
-            let (now, next) = packets.split_at_mut(AHEAD.min(packets.len()));
-            let ahead = AHEAD.min(next.len());
-            select(core, next.get_mut(..ahead).unwrap_or_default());
-            encap(core, now, &mut numbers);
-            packets = next;
-        }
     }
-    let outcomes = seal(core, batch, numbers);
+    let mut outcomes = ArrayVec::<_, BATCH>::new();
+    let mut packets = batch.packets.as_mut_slice();
+    while !packets.is_empty() {
+        let (now, next) = packets.split_at_mut(PART.min(packets.len()));
+        let numbers = encap(core, now);
+        let ahead = PART.min(next.len());
+        outcomes.extend(seal(core, now, numbers, next.get_mut(..ahead).unwrap_or_default()));
+        packets = next;
+    }
     let mut outcomes = outcomes.iter();
     for Packet { frame, sa, out, .. } in batch.packets.drain(..) {
         if out == NOWHERE {
@@ -201,7 +205,7 @@ fn spread(core: &mut Core, batch: &mut QuickBatch, port: PortIndex) {
                 taken += 1;
             } else {
                 // It does not overtake the others of its SA: the long way asks `takes` too.
-                *chosen = NO_LINK;
+                *chosen = LONG;
             }
         }
         if let Some(lane) = lane {
@@ -235,15 +239,23 @@ fn leave(core: &mut Core, long: &mut OutboundBatch, frame: Frame, port: PortInde
     }
 }
 
-/// Finds the SAs of packets, and asks for their memory.
+/// Finds the SAs of packets that have none yet, and asks for their memory.
 #[inline]
 fn select(core: &mut Core, packets: &mut [Packet]) {
+    seek(&core.flows, &core.outbound, packets);
+    for Packet { frame, usual, sa, .. } in packets.iter_mut().filter(|packet| packet.sa == NO_LINK) {
+        *sa = look_up(core, frame, usual.key).unwrap_or(NO_LINK);
+    }
+}
+
+/// The same of those whose flows are known.
+#[inline]
+fn seek(flows: &Flows, outbound: &Slab<Outbound, Rest>, packets: &mut [Packet]) {
     let mut last = NO_LINK;
-    for Packet { frame, usual, line, sa, .. } in packets {
-        let found = core.flows.get_at(*line, usual.key);
-        *sa = found.or_else(|| look_up(core, frame, usual.key)).unwrap_or(NO_LINK);
+    for Packet { usual, line, sa, .. } in packets.iter_mut().filter(|packet| packet.sa == NO_LINK) {
+        *sa = flows.get_at(*line, usual.key).unwrap_or(NO_LINK);
         if *sa != last {
-            core.outbound.prefetch(*sa);
+            outbound.prefetch(*sa);
             last = *sa;
         }
     }
@@ -267,8 +279,22 @@ fn policy(spd: &Spd<Handle>, worker: u8, packet: &[u8]) -> Option<u32> {
 
 /// Gives the packets that are usual headers and trailers, and the numbers that they get, in their order; the others are
 /// left as they were.
+fn encap(core: &mut Core, packets: &mut [Packet]) -> ArrayVec<Reserved, PART> {
+    let mut numbers = ArrayVec::new();
+    let (mut now, mut next) = packets.split_at_mut(AHEAD.min(packets.len()));
+    select(core, now);
+    while !now.is_empty() {
+        let (soon, later) = next.split_at_mut(AHEAD.min(next.len()));
+        select(core, soon);
+        write_all(core, now, &mut numbers);
+        (now, next) = (soon, later);
+    }
+    numbers
+}
+
+/// The same of packets whose SAs are known.
 #[inline]
-fn encap(core: &mut Core, packets: &mut [Packet], numbers: &mut ArrayVec<Reserved, BATCH>) {
+fn write_all(core: &mut Core, packets: &mut [Packet], numbers: &mut ArrayVec<Reserved, PART>) {
     let Core { arena, outbound, fib, resolver, now, .. } = core;
     for run in packets.chunk_by_mut(|a, b| a.sa == b.sa) {
         let state = run.first().and_then(|packet| outbound.get_mut(packet.sa));
@@ -411,16 +437,18 @@ pub(crate) fn write(
     }
 }
 
-/// Encrypts and authenticates the packets that have a number, with those numbers; the outcomes are in the same order.
+/// Encrypts and authenticates the packets that have a number, with those numbers; the outcomes are in the same order. Meanwhile
+/// the memory of the SAs of `next` is asked for.
 fn seal<'a>(
     core: &'a mut Core,
-    batch: &'a mut QuickBatch,
-    numbers: ArrayVec<Reserved, BATCH>,
-) -> ArrayVec<SealOutcome, BATCH> {
-    let Core { arena, outbound, crypto, .. } = core;
+    packets: &'a mut [Packet],
+    numbers: ArrayVec<Reserved, PART>,
+    next: &mut [Packet],
+) -> ArrayVec<SealOutcome, PART> {
+    let Core { arena, outbound, crypto, flows, .. } = core;
     let mut sealing = crypto.sealing();
     let mut last = (NO_LINK, None);
-    let ready = batch.packets.iter_mut().filter(|packet| packet.out != NOWHERE);
+    let ready = packets.iter_mut().filter(|packet| packet.out != NOWHERE);
     for (Packet { frame, sa, at, .. }, sequence) in ready.zip(numbers) {
         if last.0 != *sa {
             let of_sa = |state: &'a Outbound| Some((state.esp_key()?, state.template.is.esn()));
@@ -435,7 +463,8 @@ fn seal<'a>(
         };
         sealing.push(SealOp { key, sequence, esn, packet });
     }
-    sealing.finish()
+    let mut next = next.chunks_mut(AHEAD);
+    sealing.finish_while(|| seek(flows, outbound, next.next().unwrap_or_default()))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use postern_contract::relay::Partition;
 use postern_wire::{checksum, ip4};
 
 use crate::fib::ExitName;
-use crate::prefetch;
+use crate::prefetch::{self, Table};
 
 /// No translation.
 pub const NONE: u32 = u32::MAX;
@@ -79,11 +79,17 @@ impl Way {
 const _: () = assert!(size_of::<Way>() == 64);
 
 /// All usual translations of one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ways {
-    all: Vec<Way>,
+    all: Table<Way>,
     free: Vec<u32>,
     slots: Slots,
+}
+
+impl Default for Ways {
+    fn default() -> Self {
+        Self { all: prefetch::table(0), free: Vec::new(), slots: Slots::default() }
+    }
 }
 
 impl Ways {
@@ -185,7 +191,7 @@ impl Ways {
 #[derive(Debug)]
 struct Slots {
     /// A power of two of them.
-    slots: Box<[Slot]>,
+    slots: Table<Slot>,
     used: usize,
 }
 
@@ -201,11 +207,18 @@ const EMPTY: Slot = Slot { key: Key(0), way: NONE };
 
 impl Default for Slots {
     fn default() -> Self {
-        Self { slots: vec![EMPTY; 64].into(), used: 0 }
+        Self { slots: Slots::of(64), used: 0 }
     }
 }
 
 impl Slots {
+    /// So many that are empty.
+    fn of(count: usize) -> Table<Slot> {
+        let mut slots = prefetch::table(count);
+        slots.resize(count, EMPTY);
+        slots
+    }
+
     fn mask(&self) -> usize {
         self.slots.len() - 1
     }
@@ -240,9 +253,7 @@ impl Slots {
     fn insert(&mut self, key: Key, way: u32) {
         if (self.used + 1) * 2 > self.slots.len() {
             let count = self.slots.len() * 2;
-            let mut larger = prefetch::table(count);
-            larger.resize(count, EMPTY);
-            for slot in std::mem::replace(&mut self.slots, larger.into()) {
+            for slot in std::mem::replace(&mut self.slots, Self::of(count)) {
                 if slot.way != NONE {
                     self.set(self.place(slot.key), slot);
                 }

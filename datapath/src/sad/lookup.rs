@@ -7,7 +7,7 @@ use hashbrown::HashMap;
 use postern_contract::sa::IpsecProtocol;
 use postern_wire::ids::Spi;
 
-use crate::prefetch;
+use crate::prefetch::{self, Table};
 
 /// Which worker has an object, and at which index.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -51,7 +51,7 @@ const EMPTY: Slot = Slot { spi: 0, handle: Handle::NONE };
 
 /// SPI table of one worker; knows the SAs of all workers. ESP has the slots, AH (rare) the map.
 pub struct SpiTable {
-    slots: Box<[Slot]>,
+    slots: Table<Slot>,
     /// Slots that are not empty.
     used: usize,
     overflow: HashMap<(u8, u32), u32>,
@@ -70,7 +70,7 @@ impl SpiTable {
         let count = slots.next_power_of_two().max(64) as usize;
         let mut slots = prefetch::table(count);
         slots.resize(count, EMPTY);
-        Self { slots: slots.into(), used: 0, overflow: HashMap::new() }
+        Self { slots, used: 0, overflow: HashMap::new() }
     }
 
     /// Whether no SPI leads anywhere.

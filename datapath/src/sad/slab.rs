@@ -4,7 +4,7 @@
 //! worker only puts, takes and looks up. An object is in two parts, so that what every packet touches lies together and
 //! the rest does not come with it into the cache.
 
-use crate::prefetch;
+use crate::prefetch::{self, Table};
 
 /// Entries that a page has room for: enough that nearly all of it lies on huge pages. Memory that was never used costs
 /// nothing.
@@ -23,9 +23,9 @@ pub struct Slab<T, R> {
 #[derive(Debug)]
 struct Page<T, R> {
     /// With room for a page from the beginning.
-    objects: Vec<Option<T>>,
+    objects: Table<Option<T>>,
     /// The same.
-    rests: Vec<Option<R>>,
+    rests: Table<Option<R>>,
 }
 
 impl<T, R> Page<T, R> {
