@@ -79,8 +79,8 @@ pub enum AssemblyError {
     Histogram(#[from] hdrhistogram::CreationError),
 }
 
-/// Flows (three times as many) and routes that a worker remembers at least (0.3 MB), and that all workers remember together
-/// at the most (42 MB).
+/// Flows (twice as many) and routes that a worker remembers at least (0.2 MB), and that all workers remember together at the
+/// most (25 MB).
 const REMEMBERED: (usize, usize) = (4096, 1 << 19);
 
 /// Makes the workers.

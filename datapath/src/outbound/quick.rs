@@ -147,9 +147,10 @@ fn read(frame: &[u8]) -> Option<Usual> {
         return None;
     }
     let key = Key {
-        addresses: u64::from_le_bytes([s0, s1, s2, s3, d0, d1, d2, d3]),
+        source: u32::from_le_bytes([s0, s1, s2, s3]),
+        destination: u32::from_le_bytes([d0, d1, d2, d3]),
         ports: u32::from_le_bytes([p0, p1, p2, p3]),
-        protocol,
+        protocol: Protocol(protocol),
     };
     Some(Usual { key, total, tos, dont_fragment: fragment & 0x4000 != 0 })
 }
@@ -242,9 +243,14 @@ fn leave(core: &mut Core, long: &mut OutboundBatch, frame: Frame, port: PortInde
 /// Finds the SAs of packets that have none yet, and asks for their memory.
 #[inline]
 fn select(core: &mut Core, packets: &mut [Packet]) {
-    seek(&core.flows, &core.outbound, packets);
-    for Packet { frame, usual, sa, .. } in packets.iter_mut().filter(|packet| packet.sa == NO_LINK) {
-        *sa = look_up(core, frame, usual.key).unwrap_or(NO_LINK);
+    let mut last = NO_LINK;
+    for Packet { frame, usual, line, sa, .. } in packets.iter_mut().filter(|packet| packet.sa == NO_LINK) {
+        let found = core.flows.get_at(*line, usual.key);
+        *sa = found.or_else(|| look_up(core, frame, usual.key)).unwrap_or(NO_LINK);
+        if *sa != last {
+            core.outbound.prefetch(*sa);
+            last = *sa;
+        }
     }
 }
 
@@ -252,7 +258,7 @@ fn select(core: &mut Core, packets: &mut [Packet]) {
 #[inline]
 fn seek(flows: &Flows, outbound: &Slab<Outbound, Rest>, packets: &mut [Packet]) {
     let mut last = NO_LINK;
-    for Packet { usual, line, sa, .. } in packets.iter_mut().filter(|packet| packet.sa == NO_LINK) {
+    for Packet { usual, line, sa, .. } in packets {
         *sa = flows.get_at(*line, usual.key).unwrap_or(NO_LINK);
         if *sa != last {
             outbound.prefetch(*sa);
@@ -640,9 +646,10 @@ pub(crate) mod tests {
                 let flow = Flow::parse(packet).unwrap();
                 let ports = [flow.source_port.to_be_bytes(), flow.destination_port.to_be_bytes()].concat();
                 let key = Key {
-                    addresses: u64::from_le_bytes(packet[12..20].try_into().unwrap()),
+                    source: u32::from_le_bytes(packet[12..16].try_into().unwrap()),
+                    destination: u32::from_le_bytes(packet[16..20].try_into().unwrap()),
                     ports: u32::from_le_bytes(ports.try_into().unwrap()),
-                    protocol: flow.protocol.0,
+                    protocol: flow.protocol,
                 };
                 let expected =
                     Usual { key, total: flow.total_len, tos: flow.tos, dont_fragment: flow.dont_fragment };
