@@ -70,11 +70,14 @@ impl Line {
         let Key { source, destination, ports: both, protocol } = key;
         let wanted = Tag::new(epoch, protocol).0;
         // All places and all of each at once, in vectors: none is likelier to be it than another.
-        let mut hits = 0_u32;
-        for (place, (((a, b), c), Tag(tag))) in sources.iter().zip(destinations).zip(ports).zip(tags).enumerate() {
-            let difference = *a ^ source | *b ^ destination | *c ^ both | (*tag ^ wanted) & !Tag::SA;
-            hits |= u32::from(difference == 0) << place;
+        let mut differences = tags.map(|Tag(tag)| (tag ^ wanted) & !Tag::SA);
+        for (words, word) in [(sources, source), (destinations, destination), (ports, both)] {
+            for (difference, there) in differences.iter_mut().zip(words) {
+                *difference |= *there ^ word;
+            }
         }
+        let hits = differences.map(|difference| if difference == 0 { u32::MAX } else { 0 });
+        let hits = hits.iter().zip([1, 2, 4, 8]).fold(0_u32, |hits, (hit, bit)| hits | hit & bit);
         let place = usize::try_from(hits.trailing_zeros()).unwrap_or(PLACES);
         tags.get(place).map(|Tag(tag)| *tag & Tag::SA)
     }

@@ -243,27 +243,28 @@ fn leave(core: &mut Core, long: &mut OutboundBatch, frame: Frame, port: PortInde
 /// Finds the SAs of packets that have none yet, and asks for their memory.
 #[inline]
 fn select(core: &mut Core, packets: &mut [Packet]) {
-    let mut last = NO_LINK;
-    for Packet { frame, usual, line, sa, .. } in packets.iter_mut().filter(|packet| packet.sa == NO_LINK) {
-        let found = core.flows.get_at(*line, usual.key);
-        *sa = found.or_else(|| look_up(core, frame, usual.key)).unwrap_or(NO_LINK);
-        if *sa != last {
-            core.outbound.prefetch(*sa);
-            last = *sa;
-        }
+    seek(&core.flows, &core.outbound, packets);
+    for Packet { frame, usual, sa, .. } in packets.iter_mut().filter(|packet| packet.sa == NO_LINK) {
+        *sa = look_up(core, frame, usual.key).unwrap_or(NO_LINK);
+        core.outbound.prefetch(*sa);
     }
 }
 
 /// The same of those whose flows are known.
 #[inline]
 fn seek(flows: &Flows, outbound: &Slab<Outbound, Rest>, packets: &mut [Packet]) {
-    let mut last = NO_LINK;
-    for Packet { usual, line, sa, .. } in packets {
-        *sa = flows.get_at(*line, usual.key).unwrap_or(NO_LINK);
-        if *sa != last {
-            outbound.prefetch(*sa);
-            last = *sa;
-        }
+    // Packets of one flow often come one behind the other.
+    let mut last = None;
+    for Packet { usual, line, sa, .. } in packets.iter_mut().filter(|packet| packet.sa == NO_LINK) {
+        *sa = match last {
+            Some((key, sa)) if key == usual.key => sa,
+            _ => {
+                let found = flows.get_at(*line, usual.key).unwrap_or(NO_LINK);
+                outbound.prefetch(found);
+                found
+            }
+        };
+        last = Some((usual.key, *sa));
     }
 }
 
