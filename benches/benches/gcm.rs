@@ -93,7 +93,7 @@ impl Contestant for Ours {
         Packets::new(size).time(direction, |direction, packets| {
             let packet =
                 |bytes| EspPacket { key: 0, salt: [7; 4], high: None, bytes, verdict: Verdict::Pending };
-            let mut packets = packets.iter_mut().map(|packet| packet.as_mut_slice()).map(packet);
+            let mut packets = packets.iter_mut().map(Vec::as_mut_slice).map(packet);
             let mut batch: [EspPacket<'_>; BATCH] = std::array::from_fn(|_| packets.next().expect("32"));
             let keys = std::slice::from_ref(key);
             match direction {

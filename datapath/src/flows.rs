@@ -205,7 +205,8 @@ mod tests {
     fn knows_what_it_was_told_and_forgets_it_all() {
         const FLOWS: u32 = 4096;
         let mut flows = Flows::new(FLOWS as usize);
-        let known = |flows: &Flows, count| (0..count).filter(|number| flows.get(key(*number)).is_some()).count();
+        let known =
+            |flows: &Flows, count| (0..count).filter(|number| flows.get(key(*number)).is_some()).count();
         for number in 0..10 * FLOWS {
             assert_eq!(flows.get(key(number)), None);
             flows.put(key(number), number + 7);

@@ -115,8 +115,9 @@ unsafe impl Allocator for HugePages {
             // JUSTIFICATION: there is no safe wrapper.
             // SAFETY: the range is what was just allocated, and this advice changes no byte of it. A kernel that refuses it
             // leaves small pages.
-            let _ =
-                unsafe { rustix::mm::madvise(memory.as_ptr().cast(), whole, rustix::mm::Advice::LinuxHugepage) };
+            let _ = unsafe {
+                rustix::mm::madvise(memory.as_ptr().cast(), whole, rustix::mm::Advice::LinuxHugepage)
+            };
         }
         Ok(memory)
     }

@@ -30,7 +30,7 @@ const WAYS: usize = 4;
 /// One of 2 to this power of the missing keys of batches is kept.
 const KEPT: u32 = 4;
 
-/// Keys of a batch of which none is here that tell that the next batch's will not be either.
+/// So many keys of a batch are missing, and none is here: then the next batch's will not be here either.
 const TELLING: u32 = 8;
 
 /// One of so many is looked for then.
@@ -134,9 +134,9 @@ pub(super) struct KeyCache<K: Expanded> {
 struct Luck {
     /// Not one of the last ones was.
     out: bool,
-    /// Keys of this batch that were looked for, and those that were here.
-    looked: u32,
+    /// Keys of this batch that were here, and those that were not, nor was there an empty place.
     found: u32,
+    missing: u32,
     /// Keys that were not looked for since one was.
     skipped: u32,
 }
@@ -157,10 +157,10 @@ impl Luck {
     fn next_batch(&mut self) {
         if self.found > 0 {
             self.out = false;
-        } else if self.looked >= TELLING {
+        } else if self.missing >= TELLING {
             self.out = true;
         }
-        (self.looked, self.found) = (0, 0);
+        (self.found, self.missing) = (0, 0);
     }
 }
 
@@ -225,12 +225,12 @@ impl<K: Expanded> KeyCache<K> {
         enough: impl FnOnce(&K) -> bool,
         busy: impl Fn(usize) -> bool,
     ) -> Option<(usize, bool)> {
-        self.luck.looked += 1;
         if let Some(slot) = self.find(serial) {
             self.luck.found += 1;
             return Some((slot, self.keys.get(slot).is_some_and(enough)));
         }
         if self.is_full(serial) {
+            self.luck.missing += 1;
             if !self.is_kept()
                 && let Some(slot) = self.pass(serial)
             {
@@ -491,7 +491,72 @@ mod tests {
         assert!(cache.get(Serial(1), put(1)).is_some());
     }
 
+    /// Claims the keys of a batch and puts those that are not there in their places, as the users of batches do; tells how
+    /// many were there.
+    fn batch(cache: &mut KeyCache<LessSafeKey>, numbers: &[u64]) -> usize {
+        let mut there = 0;
+        let mut places = Vec::new();
+        for number in numbers {
+            let claim = |cache: &mut KeyCache<LessSafeKey>, places: &[(u64, usize)]| {
+                cache.claim(Serial(*number), |_| true, |slot| places.iter().any(|(_, place)| *place == slot))
+            };
+            let claimed = claim(cache, &places).or_else(|| {
+                end(cache, &mut places);
+                claim(cache, &places)
+            });
+            let (slot, found) = claimed.expect("in an empty batch no place is busy");
+            if !found {
+                cache.places()[slot] = key(*number);
+            }
+            there += usize::from(found);
+            places.push((*number, slot));
+        }
+        end(cache, &mut places);
+        there
+    }
+
+    /// Each key of a batch is in its place when all are.
+    fn end(cache: &mut KeyCache<LessSafeKey>, places: &mut Vec<(u64, usize)>) {
+        for (number, slot) in places.drain(..) {
+            assert_eq!(tag(&cache.places()[slot]), tag(&key(number)));
+        }
+        cache.next_batch();
+    }
+
+    /// Keys of which there are far too many are hardly looked for; when few are needed again, all of them are soon there.
+    #[test]
+    fn dp_3_luck_comes_back() {
+        let mut cache = KeyCache::new(64, 32).unwrap();
+        let few: Vec<u64> = (1..=32).collect();
+        batch(&mut cache, &few);
+        assert_eq!(batch(&mut cache, &few), 32);
+        let mut many = 1000..;
+        for _ in 0..20 {
+            batch(&mut cache, &many.by_ref().take(32).collect::<Vec<_>>());
+        }
+        assert!(cache.luck.out);
+        let batches = (1..).find(|_| batch(&mut cache, &few) == 32).unwrap();
+        assert!(batches < 2000, "{batches}");
+    }
+
     proptest! {
+        /// DP-3, OPS-4: whatever batches need, every packet's key is in its place when the batch is served, and what was
+        /// forgotten is nowhere.
+        #[test]
+        fn dp_3_batches_get_their_own_keys(
+            slots in 1usize..20,
+            batches in prop::collection::vec((prop::collection::vec(1u64..60, 1..16), 1u64..60), 1..20),
+        ) {
+            let mut cache = KeyCache::new(slots, 16).unwrap();
+            for (numbers, forgotten) in batches {
+                batch(&mut cache, &numbers);
+                cache.forget(Serial(forgotten));
+                prop_assert!(!holds(&cache, forgotten));
+            }
+            cache.forget_all();
+            prop_assert_eq!(blanks(&cache), cache.keys.len());
+        }
+
         /// DP-3, OPS-4: with many keys and few slots, a serial is served its own key and no other, and one that was
         /// forgotten or had to make room is in no slot.
         #[test]

@@ -406,7 +406,7 @@ impl<'p, const N: usize> Sealing<'_, 'p, N> {
                 }
                 let SealOp { sequence, esn, packet, .. } = op;
                 vector.seal(group, key, &sequence, esn, packet, |verdict| {
-                    outcomes.extend(Some(sealed(verdict)))
+                    outcomes.extend(Some(sealed(verdict)));
                 });
             }
             (vector, _) => {
