@@ -15,77 +15,79 @@ use crate::sad::lookup::Handle;
 /// nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Source address.
-    pub source: u32,
-    /// Destination address.
-    pub destination: u32,
+    /// Source and destination address.
+    pub addresses: u64,
     /// Both ports.
     pub ports: u32,
     /// TCP or UDP; others are not told from TCP.
     pub protocol: Protocol,
 }
 
-/// The flows of a cache line: the one that was entered last, and those before it. A line is small for the sake of what
-/// there is to fetch, and of the page tables.
+/// A flow and its SA.
 #[derive(Clone, Copy, Debug)]
-#[repr(align(64))]
-struct Line {
-    sources: [u32; PLACES],
-    destinations: [u32; PLACES],
-    ports: [u32; PLACES],
-    tags: [Tag; PLACES],
+struct Place {
+    addresses: u64,
+    /// The ports in the lower half. In the upper one, from the top: 7 bits of the policies that the flow was found by (0 for
+    /// none), one of the protocol, and the index of the SA, of which a handle has 24 bits.
+    rest: u64,
 }
 
-/// Flows of a line.
-const PLACES: usize = 4;
+impl Place {
+    const EMPTY: Self = Self { addresses: 0, rest: 0 };
+    const SA: u64 = (Handle::MAX_INDEX as u64) << 32;
+    const UDP: u64 = 1 << 56;
+    const EPOCH: u32 = 57;
+    const LAST_EPOCH: u64 = u64::MAX >> Self::EPOCH;
 
-/// From the top: 7 bits of the policies that the flow was found by (0 for none), one of the protocol, and the index of the SA,
-/// of which a handle has 24 bits.
-#[derive(Clone, Copy, Debug)]
-struct Tag(u32);
-
-impl Tag {
-    const SA: u32 = Handle::MAX_INDEX;
-    const UDP: u32 = 1 << 24;
-    const EPOCH: u32 = 25;
-    const LAST_EPOCH: u32 = u32::MAX >> Self::EPOCH;
-
-    /// Without an SA.
+    /// Of the SA 0.
     #[inline]
-    fn new(epoch: u32, protocol: Protocol) -> Self {
-        Self(epoch << Self::EPOCH | if protocol == Protocol::UDP { Self::UDP } else { 0 })
+    fn new(key: Key, epoch: u64) -> Self {
+        let udp = if key.protocol == Protocol::UDP { Self::UDP } else { 0 };
+        Self { addresses: key.addresses, rest: epoch << Self::EPOCH | udp | u64::from(key.ports) }
+    }
+
+    /// The SA.
+    #[inline]
+    fn sa(self) -> u32 {
+        u32::try_from((self.rest & Self::SA) >> 32).unwrap_or_default()
+    }
+
+    #[inline]
+    fn epoch(self) -> u64 {
+        self.rest >> Self::EPOCH
     }
 }
 
-const EMPTY: Line =
-    Line { sources: [0; PLACES], destinations: [0; PLACES], ports: [0; PLACES], tags: [Tag(0); PLACES] };
+/// The flows of a cache line: the one that was entered last, and those before it. A flow is small for the sake of what there
+/// is to fetch, and of the page tables.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+struct Line([Place; 4]);
+
+const EMPTY: Line = Line([Place::EMPTY; 4]);
 
 const _: () = assert!(size_of::<Line>() == 64);
 
 impl Line {
     /// The SA of a flow, if it is in the line.
     #[inline]
-    fn find(&self, key: Key, epoch: u32) -> Option<u32> {
-        let Self { sources, destinations, ports, tags } = self;
-        let Key { source, destination, ports: both, protocol } = key;
-        let wanted = Tag::new(epoch, protocol).0;
-        // All places and all of each at once, in vectors: none is likelier to be it than another.
-        let mut differences = tags.map(|Tag(tag)| (tag ^ wanted) & !Tag::SA);
-        for (words, word) in [(sources, source), (destinations, destination), (ports, both)] {
-            for (difference, there) in differences.iter_mut().zip(words) {
-                *difference |= *there ^ word;
-            }
+    fn find(&self, key: Key, epoch: u64) -> Option<u32> {
+        let Self(places) = self;
+        let wanted = Place::new(key, epoch);
+        // All places and all of each: which one it is cannot be foreseen.
+        let mut hits = 0_u32;
+        for (place, bit) in places.iter().zip([1, 2, 4, 8]) {
+            let difference = place.addresses ^ wanted.addresses | (place.rest ^ wanted.rest) & !Place::SA;
+            hits |= if difference == 0 { bit } else { 0 };
         }
-        let hits = differences.map(|difference| if difference == 0 { u32::MAX } else { 0 });
-        let hits = hits.iter().zip([1, 2, 4, 8]).fold(0_u32, |hits, (hit, bit)| hits | hit & bit);
-        let place = usize::try_from(hits.trailing_zeros()).unwrap_or(PLACES);
-        tags.get(place).map(|Tag(tag)| *tag & Tag::SA)
+        let place = usize::try_from(hits.trailing_zeros()).ok()?;
+        places.get(place).map(|place| place.sa())
     }
 
     /// Whether all of its flows are known by these policies.
     #[inline]
-    fn is_full(&self, epoch: u32) -> bool {
-        self.tags.iter().all(|Tag(tag)| *tag >> Tag::EPOCH == epoch)
+    fn is_full(&self, epoch: u64) -> bool {
+        self.0.iter().all(|place| place.epoch() == epoch)
     }
 }
 
@@ -94,7 +96,7 @@ impl Line {
 pub struct Flows {
     /// Their number is a power of two.
     lines: Table<Line>,
-    epoch: u32,
+    epoch: u64,
     /// Whether any flow is known by the policies as they are.
     used: bool,
 }
@@ -102,7 +104,7 @@ pub struct Flows {
 impl Flows {
     /// With places for at least twice so many flows.
     pub fn new(flows: usize) -> Self {
-        let lines = (flows * 2 / PLACES).next_power_of_two().max(2);
+        let lines = (flows / 2).next_power_of_two().max(2);
         let mut table = prefetch::table(lines);
         table.resize(lines, EMPTY);
         Self { lines: table, epoch: 1, used: false }
@@ -145,10 +147,11 @@ impl Flows {
         let at = if is_full(home) && !is_full(beside(index)) { beside(index) } else { home };
         if let Some(line) = self.lines.get_mut(at) {
             self.used = true;
-            enter(&mut line.sources, key.source);
-            enter(&mut line.destinations, key.destination);
-            enter(&mut line.ports, key.ports);
-            enter(&mut line.tags, Tag(Tag::new(epoch, key.protocol).0 | sa & Tag::SA));
+            line.0.rotate_right(1);
+            if let Some(place) = line.0.first_mut() {
+                *place = Place::new(key, epoch);
+                place.rest |= u64::from(sa) << 32 & Place::SA;
+            }
         }
     }
 
@@ -157,7 +160,7 @@ impl Flows {
         if !self.used {
             return;
         }
-        if self.epoch == Tag::LAST_EPOCH {
+        if self.epoch == Place::LAST_EPOCH {
             // Entries of the last round's epochs would come to life again.
             self.lines.fill(EMPTY);
             self.epoch = 0;
@@ -170,9 +173,8 @@ impl Flows {
     fn index(&self, key: Key) -> u32 {
         // Fibonacci hashing of everything that tells flows apart. A mask: the number of lines is a power of two. The bits that
         // tell neighbours apart are the high ones of the words, and would not reach all of the product's.
-        let low = u64::from(key.source.swap_bytes()) << 32 | u64::from(key.destination.swap_bytes());
         let high = u64::from(key.ports) << 8 | u64::from(key.protocol.0);
-        let hash = (low ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let hash = (key.addresses.swap_bytes() ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         let mask = u64::try_from(self.lines.len()).unwrap_or_default().wrapping_sub(1);
         u32::try_from(hash & mask).unwrap_or_default()
     }
@@ -183,21 +185,13 @@ const fn beside(index: u32) -> usize {
     index as usize ^ 1
 }
 
-/// Puts a word before the others; the last one falls out.
-fn enter<T: Copy>(places: &mut [T; PLACES], word: T) {
-    places.rotate_right(1);
-    if let Some(first) = places.first_mut() {
-        *first = word;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn key(number: u32) -> Key {
-        let [source, destination, ports] = [number, number ^ 0x0a00_0001, number].map(u32::swap_bytes);
-        Key { source, destination, ports, protocol: Protocol::UDP }
+        let addresses = u64::from(number) << 32 | u64::from(number ^ 0x0a00_0001);
+        Key { addresses: addresses.swap_bytes(), ports: number.swap_bytes(), protocol: Protocol::UDP }
     }
 
     /// Of as many flows as there is room for by the promise, hardly one is missing; of many more, the lines are full.
@@ -222,8 +216,8 @@ mod tests {
         for other in [
             Key { ports: 1, ..last },
             Key { protocol: Protocol::TCP, ..last },
-            Key { source: 1, ..last },
-            Key { destination: 1, ..last },
+            Key { addresses: 1, ..last },
+            Key { addresses: 1 << 32, ..last },
         ] {
             assert_eq!(flows.get(other), None);
         }
@@ -237,7 +231,7 @@ mod tests {
         let mut flows = Flows::new(4);
         (0..1000).for_each(|_| flows.forget());
         assert_eq!(flows.epoch, 1);
-        for epoch in (2..=Tag::LAST_EPOCH).chain(1..=3) {
+        for epoch in (2..=Place::LAST_EPOCH).chain(1..=3) {
             flows.put(key(1), 1);
             assert_eq!(flows.get(key(1)), Some(1));
             flows.forget();

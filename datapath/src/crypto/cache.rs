@@ -326,8 +326,14 @@ impl<K: Expanded> KeyCache<K> {
     #[inline]
     fn find(&self, serial: Serial) -> Option<usize> {
         let set = self.set_of(serial);
-        let way = self.sets.get(set)?.0.iter().position(|there| *there == serial)?;
-        Some(set * WAYS + way)
+        // All at once: which one it is cannot be foreseen.
+        let hits = self.sets.get(set)?.0.iter().zip([1, 2, 4, 8]).fold(0_u32, |hits, (there, bit)| {
+            hits | if *there == serial { bit } else { 0 }
+        });
+        if hits == 0 {
+            return None;
+        }
+        Some(set * WAYS + usize::try_from(hits.trailing_zeros()).ok()?)
     }
 
     /// Expands a key in the place of the oldest of its set.

@@ -147,8 +147,7 @@ fn read(frame: &[u8]) -> Option<Usual> {
         return None;
     }
     let key = Key {
-        source: u32::from_le_bytes([s0, s1, s2, s3]),
-        destination: u32::from_le_bytes([d0, d1, d2, d3]),
+        addresses: u64::from_le_bytes([s0, s1, s2, s3, d0, d1, d2, d3]),
         ports: u32::from_le_bytes([p0, p1, p2, p3]),
         protocol: Protocol(protocol),
     };
@@ -647,8 +646,7 @@ pub(crate) mod tests {
                 let flow = Flow::parse(packet).unwrap();
                 let ports = [flow.source_port.to_be_bytes(), flow.destination_port.to_be_bytes()].concat();
                 let key = Key {
-                    source: u32::from_le_bytes(packet[12..16].try_into().unwrap()),
-                    destination: u32::from_le_bytes(packet[16..20].try_into().unwrap()),
+                    addresses: u64::from_le_bytes(packet[12..20].try_into().unwrap()),
                     ports: u32::from_le_bytes(ports.try_into().unwrap()),
                     protocol: flow.protocol,
                 };
