@@ -34,7 +34,7 @@ const KEPT: u32 = 4;
 const TELLING: u32 = 8;
 
 /// One of so many is looked for then.
-const PROBED: u32 = 32;
+const PROBED: u32 = 256;
 
 /// Tells expanded keys apart; no two keys of the process have the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
