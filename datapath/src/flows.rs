@@ -174,7 +174,8 @@ impl Flows {
         // Fibonacci hashing of everything that tells flows apart. A mask: the number of lines is a power of two. The bits that
         // tell neighbours apart are the high ones of the words, and would not reach all of the product's.
         let high = u64::from(key.ports) << 8 | u64::from(key.protocol.0);
-        let hash = (key.addresses.swap_bytes() ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+        let hash =
+            (key.addresses.swap_bytes() ^ high.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
         let mask = u64::try_from(self.lines.len()).unwrap_or_default().wrapping_sub(1);
         u32::try_from(hash & mask).unwrap_or_default()
     }

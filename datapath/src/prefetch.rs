@@ -53,6 +53,12 @@ pub fn to_write<T>(list: &mut [T]) {
     room_for(list.as_ptr(), list.len());
 }
 
+/// The same of the line right behind `bytes`.
+#[inline]
+pub fn behind(bytes: &[u8]) {
+    own(bytes.as_ptr().wrapping_add(bytes.len()));
+}
+
 /// The same of the room for so many, from `first`.
 #[inline]
 pub fn room_for<T>(first: *const T, count: usize) {

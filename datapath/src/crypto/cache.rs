@@ -327,9 +327,13 @@ impl<K: Expanded> KeyCache<K> {
     fn find(&self, serial: Serial) -> Option<usize> {
         let set = self.set_of(serial);
         // All at once: which one it is cannot be foreseen.
-        let hits = self.sets.get(set)?.0.iter().zip([1, 2, 4, 8]).fold(0_u32, |hits, (there, bit)| {
-            hits | if *there == serial { bit } else { 0 }
-        });
+        let hits = self
+            .sets
+            .get(set)?
+            .0
+            .iter()
+            .zip([1, 2, 4, 8])
+            .fold(0_u32, |hits, (there, bit)| hits | if *there == serial { bit } else { 0 });
         if hits == 0 {
             return None;
         }

@@ -24,6 +24,7 @@ use crate::fib::{CachedFib, Exit, PortIndex};
 use crate::flows::{Flows, Key};
 use crate::frame::{BATCH, Frame};
 use crate::header;
+use crate::prefetch;
 use crate::sad::lookup::Handle;
 use crate::sad::runtime::{HEAD, NO_LINK, Outbound, Rest, Stencil, Template, Traffic, Varying};
 use crate::sad::slab::Slab;
@@ -302,6 +303,10 @@ fn encap(core: &mut Core, packets: &mut [Packet]) -> ArrayVec<Reserved, PART> {
 #[inline]
 fn write_all(core: &mut Core, packets: &mut [Packet], numbers: &mut ArrayVec<Reserved, PART>) {
     let Core { arena, outbound, fib, resolver, now, .. } = core;
+    // Frames begin alike in their pages, so that few of them are in the first-level cache together.
+    for Packet { frame, .. } in packets.iter() {
+        prefetch::behind(arena.bytes(frame));
+    }
     for run in packets.chunk_by_mut(|a, b| a.sa == b.sa) {
         let state = run.first().and_then(|packet| outbound.get_mut(packet.sa));
         let Some(mut lane) = state.and_then(|state| Lane::of(state, fib)) else { continue };
