@@ -545,8 +545,7 @@ mod tests {
             batch(&mut cache, &many.by_ref().take(32).collect::<Vec<_>>());
         }
         assert!(cache.luck.out);
-        let batches = (1..).find(|_| batch(&mut cache, &few) == 32).unwrap();
-        assert!(batches < 2000, "{batches}");
+        assert!((1..2000).any(|_| batch(&mut cache, &few) == 32));
     }
 
     proptest! {
