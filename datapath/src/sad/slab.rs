@@ -24,13 +24,13 @@ pub struct Slab<T, R> {
 struct Page<T, R> {
     /// With room for a page from the beginning.
     objects: Table<Option<T>>,
-    /// The same.
-    rests: Table<Option<R>>,
+    /// The same, on small pages: it is looked at seldom, and a huge one for a few objects would be wasted.
+    rests: Vec<Option<R>>,
 }
 
 impl<T, R> Page<T, R> {
     fn new() -> Self {
-        Self { objects: prefetch::table(PAGE), rests: prefetch::table(PAGE) }
+        Self { objects: prefetch::table(PAGE), rests: Vec::with_capacity(PAGE) }
     }
 
     /// Grows so far that there is a `row`.
