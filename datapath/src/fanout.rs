@@ -398,7 +398,7 @@ fn open_and_strip(
     for Sealed { frame, .. } in sealed.iter_mut() {
         warm(arena, frame);
     }
-    let mut ops = ArrayVec::<OpenOp<'_>, BATCH>::new();
+    let mut opening = engine.opening::<BATCH>();
     for Sealed { frame, sequence, at, run, .. } in sealed.iter_mut() {
         let found = runs.get(usize::from(*run)).map(|run| &run.config.key);
         let Some((SaKey::Esp(key), expected)) = found.zip(expected(*run)) else {
@@ -406,17 +406,11 @@ fn open_and_strip(
             break;
         };
         let packet = arena.bytes_mut(frame).get_mut(usize::from(*at)..).unwrap_or_default();
-        ops.push(OpenOp {
-            key: key.into(),
-            sequence: *sequence,
-            esn: expected.is.esn(),
-            packet,
-            outcome: Outcome::Pending,
-        });
+        let (sequence, esn, outcome) = (*sequence, expected.is.esn(), Outcome::Pending);
+        opening.push(OpenOp { key: key.into(), sequence, esn, packet, outcome });
     }
-    engine.open(&mut ops);
-    let outcomes: ArrayVec<Outcome, BATCH> = ops.iter().map(|op| op.outcome).collect();
-    drop(ops);
+    let outcomes = opening.finish();
+    drop(opening);
     opened.clear();
     for (Sealed { frame, at, tos, run, .. }, outcome) in sealed.iter_mut().zip(outcomes) {
         opened.push(match outcome {
