@@ -53,6 +53,12 @@ pub fn to_write<T>(list: &mut [T]) {
     room_for(list.as_ptr(), list.len());
 }
 
+/// The same of the line right before `bytes`.
+#[inline]
+pub fn before(bytes: &[u8]) {
+    own(bytes.as_ptr().wrapping_sub(LINE / 2));
+}
+
 /// The same of the line right behind `bytes`.
 #[inline]
 pub fn behind(bytes: &[u8]) {

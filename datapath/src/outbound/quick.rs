@@ -303,9 +303,12 @@ fn encap(core: &mut Core, packets: &mut [Packet]) -> ArrayVec<Reserved, PART> {
 #[inline]
 fn write_all(core: &mut Core, packets: &mut [Packet], numbers: &mut ArrayVec<Reserved, PART>) {
     let Core { arena, outbound, fib, resolver, now, .. } = core;
-    // Frames begin alike in their pages, so that few of them are in the first-level cache together.
+    // Where headers and trailers go. Frames begin alike in their pages, so that few of them are in the first-level cache
+    // together.
     for Packet { frame, .. } in packets.iter() {
-        prefetch::behind(arena.bytes(frame));
+        let bytes = arena.bytes(frame);
+        prefetch::before(bytes);
+        prefetch::behind(bytes);
     }
     for run in packets.chunk_by_mut(|a, b| a.sa == b.sa) {
         let state = run.first().and_then(|packet| outbound.get_mut(packet.sa));
