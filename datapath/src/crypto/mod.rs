@@ -351,13 +351,25 @@ impl Engine {
     /// Begins to seal at most `N` packets.
     #[inline]
     pub fn sealing<'p, const N: usize>(&mut self) -> Sealing<'_, 'p, N> {
-        Sealing { engine: self, group: Group::new(), others: ArrayVec::new(), outcomes: ArrayVec::new() }
+        Sealing {
+            engine: self,
+            group: Group::new(),
+            others: ArrayVec::new(),
+            room: N,
+            outcomes: ArrayVec::new(),
+        }
     }
 
     /// Begins to open at most `N` packets.
     #[inline]
     pub fn opening<'p, const N: usize>(&mut self) -> Opening<'_, 'p, N> {
-        Opening { engine: self, group: Group::new(), others: ArrayVec::new(), outcomes: ArrayVec::new() }
+        Opening {
+            engine: self,
+            group: Group::new(),
+            others: ArrayVec::new(),
+            room: N,
+            outcomes: ArrayVec::new(),
+        }
     }
 
     /// Opens every pending packet of the batch and writes its outcome.
@@ -386,6 +398,8 @@ pub struct Sealing<'e, 'p, const N: usize> {
     group: Group<'p>,
     /// What is not for the kernel; empty if there is something in `group`.
     others: ArrayVec<SealOp<'p>, N>,
+    /// Packets that may still be taken in.
+    room: usize,
     outcomes: ArrayVec<SealOutcome, N>,
 }
 
@@ -397,7 +411,9 @@ impl<'p, const N: usize> Sealing<'_, 'p, N> {
     )]
     #[inline(always)]
     pub fn push(&mut self, op: SealOp<'p>) {
-        let Self { engine: Engine { vector, keys }, group, others, outcomes } = self;
+        let Self { engine: Engine { vector, keys }, group, others, room, outcomes } = self;
+        let Some(left) = room.checked_sub(1) else { return };
+        *room = left;
         match (vector, op.key.gcm()) {
             (Some(vector), Some(key)) => {
                 if !others.is_empty() {
@@ -426,7 +442,8 @@ impl<'p, const N: usize> Sealing<'_, 'p, N> {
     /// The same, with `meanwhile` called now and then, for what is to be asked of memory while the cipher leaves it alone.
     #[inline]
     pub fn finish_while(&mut self, meanwhile: impl FnMut()) -> ArrayVec<SealOutcome, N> {
-        let Self { engine: Engine { vector, keys }, group, others, outcomes } = self;
+        let Self { engine: Engine { vector, keys }, group, others, room, outcomes } = self;
+        *room = N;
         if let Some(vector) = vector {
             vector.finish_sealing(group, meanwhile, |verdict| outcomes.extend(Some(sealed(verdict))));
         }
@@ -441,6 +458,8 @@ pub struct Opening<'e, 'p, const N: usize> {
     engine: &'e mut Engine,
     group: Group<'p>,
     others: ArrayVec<OpenOp<'p>, N>,
+    /// Packets that may still be taken in.
+    room: usize,
     outcomes: ArrayVec<Outcome, N>,
 }
 
@@ -452,7 +471,9 @@ impl<'p, const N: usize> Opening<'_, 'p, N> {
     )]
     #[inline(always)]
     pub fn push(&mut self, op: OpenOp<'p>) {
-        let Self { engine: Engine { vector, keys }, group, others, outcomes } = self;
+        let Self { engine: Engine { vector, keys }, group, others, room, outcomes } = self;
+        let Some(left) = room.checked_sub(1) else { return };
+        *room = left;
         match (vector, op.key.gcm()) {
             (Some(vector), Some(key)) => {
                 if !others.is_empty() {
@@ -473,7 +494,8 @@ impl<'p, const N: usize> Opening<'_, 'p, N> {
 
     /// The outcomes, in the order of the packets. Not of a moved `self`, which is several kilobytes.
     pub fn finish(&mut self) -> ArrayVec<Outcome, N> {
-        let Self { engine: Engine { vector, keys }, group, others, outcomes } = self;
+        let Self { engine: Engine { vector, keys }, group, others, room, outcomes } = self;
+        *room = N;
         if let Some(vector) = vector {
             vector.finish_opening(group, |verdict| outcomes.extend(Some(opened(verdict))));
         }

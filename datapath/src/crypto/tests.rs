@@ -401,3 +401,33 @@ proptest! {
         prop_assert_eq!(engine.expanded(), 0);
     }
 }
+
+/// A batch takes in as many packets as it has outcomes for; what is one too many is left as it is, and can be taken in when
+/// the batch is finished.
+#[test]
+fn dp_3_a_batch_has_an_end() {
+    let mut engine = engine();
+    for (name, suite) in suites() {
+        let key = EspKey::new(&suite).unwrap();
+        let Layout { iv_len, icv_len, block } = key.layout();
+        let len = ESP_HEADER + usize::from(iv_len) + 4 * usize::from(block) + usize::from(icv_len);
+        let mut packets = vec![vec![0xa5; len]; 40];
+        let mut sealing = engine.sealing::<33>();
+        for (number, packet) in (1..).zip(&mut packets) {
+            sealing.push(SealOp { key: (&key).into(), sequence: reserve(number), esn: true, packet });
+        }
+        assert_eq!(sealing.finish().as_slice(), [SealOutcome::Sealed; 33], "{name}");
+        assert!(sealing.finish().is_empty());
+        drop(sealing);
+        assert!(packets.iter().skip(33).all(|packet| *packet == vec![0xa5; len]), "{name}");
+        let before = packets.clone();
+        let mut opening = engine.opening::<32>();
+        for (sequence, packet) in (1..).zip(&mut packets) {
+            let outcome = Outcome::Pending;
+            opening.push(OpenOp { key: (&key).into(), sequence, esn: true, packet, outcome });
+        }
+        assert_eq!(opening.finish().as_slice(), [Outcome::Opened; 32], "{name}");
+        drop(opening);
+        assert_eq!(packets[32..], before[32..], "{name}");
+    }
+}
