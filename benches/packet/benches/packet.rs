@@ -8,7 +8,7 @@
 //! them. Every SA has a peer and an inner host of its own; packets choose SAs uniformly or by Zipf's law (exponent 1).
 //! Sizes are those of the inner packet; IMIX is 7 × 64, 4 × 576, 1 × 1400.
 //!
-//! Each turn is timed by itself, after every SA had some packets, and the median counts: what other programs on the
+//! Each turn is timed by itself, after every SA had a packet, and the median counts: what other programs on the
 //! machine do to single turns is not in it.
 //! *Net* is without the source: the memory port's copy into a frame and the frame's way back, measured alone.
 //!
@@ -158,6 +158,9 @@ fn relay_entry(number: u32) -> Operation {
 
 /// Which SA each packet belongs to, without end.
 struct Indices {
+    sas: u32,
+    /// Those that had none yet begin with this one.
+    first: u32,
     list: Vec<u32>,
     next: usize,
 }
@@ -176,16 +179,26 @@ impl Indices {
                 // Ranks of Zipf's law with exponent 1, by the continuous distribution's inverse.
                 Choice::Zipf => (random() * harmonic).exp() - 1.0,
             };
-            // Neighbours in rank are not neighbours in memory.
-            ((index as u64 * 2_654_435_761) % u64::from(sas)) as u32
+            scattered(index as u32, sas)
         });
-        Self { list: list.collect(), next: 0 }
+        Self { sas, first: 0, list: list.collect(), next: 0 }
     }
 
+    /// Each SA once, then by choice.
     fn next(&mut self) -> u32 {
+        if self.first < self.sas {
+            self.first += 1;
+            return scattered(self.first - 1, self.sas);
+        }
         self.next = (self.next + 1) % self.list.len();
         self.list[self.next]
     }
+}
+
+/// Neighbours in rank are not neighbours in memory.
+fn scattered(rank: u32, sas: u32) -> u32 {
+    // A prime, and no divisor of any number of SAs: no two ranks are one SA.
+    ((u64::from(rank) * 2_654_435_761) % u64::from(sas)) as u32
 }
 
 /// Writes frames as they come from the wire.
@@ -260,10 +273,6 @@ fn bed(work: Work, suite_name: &str, sas: u32) -> (tempfile::TempDir, Testbed) {
     bed.inside[0].discard(true);
     (state, bed)
 }
-
-/// Packets that each SA has before time counts, on average: its first one is looked up in the policies and expands its
-/// key, which is not what the others cost.
-const FIRST_PACKETS: usize = 3;
 
 /// What the turn's packets cost: median and least, in nanoseconds a packet.
 #[derive(Clone, Copy)]
@@ -402,7 +411,9 @@ fn main() {
                                     cell.borrow_mut().publisher.collect();
                                 }
                             };
-                            let warm_up = (turns / 8).max(FIRST_PACKETS * sas as usize / BATCH);
+                            // An SA's first packet is looked up in the policies and expands its key, which is
+                            // not what the others cost.
+                            let warm_up = (sas as usize).div_ceil(BATCH) + turns / 8;
                             let cost = time(warm_up, turns, prepare, || turn(&cell.borrow()));
                             let sent = maker.made;
                             let source = source_cost(turns, &mut maker);
