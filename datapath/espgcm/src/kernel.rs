@@ -20,7 +20,7 @@
 //! step, which `last` brings together by multiplying lane l with H^(m - l), m being the number of positions left.
 
 use crate::key::{BLOCK, CHUNK, Layout, Sum};
-use crate::lanes::Lanes;
+use crate::lanes::{Lanes, ask_for};
 
 /// One packet.
 pub(crate) struct Job {
@@ -38,7 +38,13 @@ pub(crate) struct Job {
     pub(crate) mixed: u128,
     /// Lengths of AAD and text in bits.
     pub(crate) lengths: u128,
+    /// Where the packet behind this one begins, whose memory is asked for meanwhile: it may be in another processor's cache.
+    /// Any address will do.
+    pub(crate) behind: *const u8,
 }
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// What is added to the counter for each lane. The counter's last byte is the highest one of a little-endian word.
 static LANES: [[u32; 4]; 4] = [[0, 0, 0, 0], [0, 0, 0, 1 << 24], [0, 0, 0, 2 << 24], [0, 0, 0, 3 << 24]];
@@ -47,7 +53,7 @@ static LANES: [[u32; 4]; 4] = [[0, 0, 0, 0], [0, 0, 0, 1 << 24], [0, 0, 0, 2 << 
 ///
 /// They are kept as they go into the cipher and counted in their last byte; where that would overflow, once in 256
 /// blocks, they are made anew.
-struct Counter<V> {
+pub(crate) struct Counter<V> {
     /// Of the next vector.
     next: V,
     /// From vector to vector.
@@ -60,7 +66,7 @@ struct Counter<V> {
 
 impl<V: Lanes> Counter<V> {
     #[inline(always)]
-    unsafe fn new(first: u128) -> Self {
+    pub(crate) unsafe fn new(first: u128) -> Self {
         let step: [u32; 4] = if V::BLOCKS == 2 { [0, 0, 0, 2 << 24] } else { [0, 0, 0, 4 << 24] };
         // SAFETY: the caller's; LANES has four blocks, no vector more.
         unsafe {
@@ -71,7 +77,7 @@ impl<V: Lanes> Counter<V> {
 
     /// The blocks of the next `C` vectors.
     #[inline(always)]
-    unsafe fn take<const C: usize>(&mut self) -> [V; C] {
+    pub(crate) unsafe fn take<const C: usize>(&mut self) -> [V; C] {
         // SAFETY: the caller's.
         unsafe {
             let mut blocks = [V::zero(); C];
@@ -222,6 +228,8 @@ struct State<V> {
     counter: Counter<V>,
     /// The next vector in memory.
     at: *mut u8,
+    /// The same place in the packet behind.
+    behind: *const u8,
     /// The hash, by lane. At first it has in lane 0 what makes the AAD's block of the header's bytes.
     hash: V,
     /// Lane 0: the cipher of counter 1, for the tag.
@@ -239,11 +247,21 @@ impl<V: Lanes> State<V> {
             Self {
                 counter: Counter::new(job.counter),
                 at: job.packet,
+                behind: job.behind,
                 hash: V::block(job.mixed).swap_bytes(),
                 tag: V::zero(),
                 sealed: [V::zero(); CHUNK],
             }
         }
+    }
+
+    /// Asks for the next so many bytes of the packet behind.
+    #[inline(always)]
+    fn ask_behind(&mut self, bytes: usize) {
+        for offset in (0..bytes).step_by(LINE) {
+            ask_for(self.behind.wrapping_add(offset));
+        }
+        self.behind = self.behind.wrapping_add(bytes);
     }
 
     /// Keeps lane 0 of the first vector's key stream, and makes of the rest what is added to memory.
@@ -364,6 +382,7 @@ unsafe fn bulk<V: Lanes, const SEAL: bool, const FIRST: bool>(key: &Reader<V>, s
     // SAFETY: the caller's: a whole chunk of the packet is left at `state.at`.
     unsafe {
         let at = state.at;
+        state.ask_behind(width * CHUNK);
         let mut hasher = hasher::<V, SEAL>(state);
         let mut streams: [V; CHUNK] = if SEAL && FIRST {
             stream(key, &mut state.counter, &mut Nothing)
@@ -470,6 +489,9 @@ unsafe fn last<V: Lanes, const SEAL: bool, const FIRST: bool, const C: usize>(
     // bytes, which are the tag's.
     unsafe {
         let at = state.at;
+        if !FIRST {
+            state.ask_behind(width * C);
+        }
         let mut texts = [V::zero(); C];
         for (index, text) in texts.iter_mut().enumerate() {
             let from = at.add(width * index).cast_const();
@@ -559,4 +581,10 @@ pub(crate) unsafe fn crypt<V: Lanes, const SEAL: bool>(job: &Job) -> V {
             _ => last::<V, SEAL, false, 4>(&key, &mut state, job, bytes),
         }
     }
+}
+
+/// The block of the lengths of AAD and text, which GHASH has in bits (NIST SP 800-38D section 7.1).
+#[inline(always)]
+pub(crate) fn lengths(aad_len: u8, text: usize) -> u128 {
+    u128::from(aad_len) << 67 | (text as u128) << 3
 }

@@ -392,9 +392,9 @@ unsafe fn powers<V: Lanes, const ALL: bool>(hash: V, blocks: &mut [V; BLOCKS]) {
 /// A sum of products before reduction: bits 0 to 127, 128 to 255, and 64 to 191.
 #[derive(Clone, Copy)]
 pub(crate) struct Sum<V> {
-    low: V,
-    high: V,
-    middle: V,
+    pub(crate) low: V,
+    pub(crate) high: V,
+    pub(crate) middle: V,
 }
 
 impl<V: Lanes> Sum<V> {

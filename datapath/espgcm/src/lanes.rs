@@ -123,6 +123,20 @@ pub(crate) unsafe trait Lanes: Copy {
     unsafe fn first_is_zero(self) -> bool;
 }
 
+/// Asks for the line at `at`, to be read and written soon. Any address will do.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[inline(always)]
+pub(crate) fn ask_for(at: *const u8) {
+    // JUSTIFICATION: stable Rust has no way to prefetch for writing.
+    // SAFETY: a prefetch changes nothing that a program can see and never faults, whatever the address.
+    unsafe {
+        core::arch::asm!("prefetchw [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+}
+
+#[cfg(any(not(target_arch = "x86_64"), miri))]
+pub(crate) fn ask_for(_at: *const u8) {}
+
 /// A block in a register of its own.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]

@@ -32,22 +32,24 @@ mod key;
 mod lanes;
 #[cfg(all(feature = "pipes", target_arch = "x86_64"))]
 pub mod pipes;
+mod short;
 #[cfg(any(test, feature = "portable"))]
 mod soft;
 #[cfg(target_arch = "x86_64")]
 mod vaes256;
 #[cfg(target_arch = "x86_64")]
 mod vaes512;
+mod work;
 
 use core::fmt;
 
 pub use crate::key::{Key, KeyLength, SHORT};
 
-use crate::kernel::{Job, crypt};
 use crate::key::{GROUPS, Group};
 use crate::lanes::Lanes;
 #[cfg(any(test, feature = "portable"))]
 use crate::soft::Soft;
+use crate::work::work;
 #[cfg(target_arch = "x86_64")]
 use crate::{vaes256::Pair, vaes512::Quad};
 
@@ -308,9 +310,9 @@ impl Kernel {
                 #[cfg(not(target_arch = "x86_64"))]
                 Level::Vaes512 | Level::Vaes256 => {}
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => seal::<Soft<2>, _>(keys, packets),
+                Level::Portable2 => work::<Soft<2>, _, true>(keys, packets),
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => seal::<Soft<4>, _>(keys, packets),
+                Level::Portable4 => work::<Soft<4>, _, true>(keys, packets),
             }
         }
     }
@@ -329,9 +331,9 @@ impl Kernel {
                 #[cfg(not(target_arch = "x86_64"))]
                 Level::Vaes512 | Level::Vaes256 => {}
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => open::<Soft<2>, _>(keys, packets),
+                Level::Portable2 => work::<Soft<2>, _, false>(keys, packets),
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => open::<Soft<4>, _>(keys, packets),
+                Level::Portable4 => work::<Soft<4>, _, false>(keys, packets),
             }
         }
     }
@@ -349,9 +351,9 @@ impl Kernel {
                 #[cfg(not(target_arch = "x86_64"))]
                 Level::Vaes512 | Level::Vaes256 => {}
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => seal::<Soft<2>, _>(&[], packets),
+                Level::Portable2 => work::<Soft<2>, _, true>(&[], packets),
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => seal::<Soft<4>, _>(&[], packets),
+                Level::Portable4 => work::<Soft<4>, _, true>(&[], packets),
             }
         }
     }
@@ -369,9 +371,9 @@ impl Kernel {
                 #[cfg(not(target_arch = "x86_64"))]
                 Level::Vaes512 | Level::Vaes256 => {}
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => open::<Soft<2>, _>(&[], packets),
+                Level::Portable2 => work::<Soft<2>, _, false>(&[], packets),
                 #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => open::<Soft<4>, _>(&[], packets),
+                Level::Portable4 => work::<Soft<4>, _, false>(&[], packets),
             }
         }
     }
@@ -413,25 +415,25 @@ macro_rules! level {
         #[target_feature(enable = $features)]
         unsafe fn $seal_esp(keys: &[Key], packets: &mut [EspPacket<'_>]) {
             // SAFETY: above.
-            unsafe { seal::<$vector, _>(keys, packets) }
+            unsafe { work::<$vector, _, true>(keys, packets) }
         }
 
         #[target_feature(enable = $features)]
         unsafe fn $open_esp(keys: &[Key], packets: &mut [EspPacket<'_>]) {
             // SAFETY: above.
-            unsafe { open::<$vector, _>(keys, packets) }
+            unsafe { work::<$vector, _, false>(keys, packets) }
         }
 
         #[target_feature(enable = $features)]
         unsafe fn $seal(packets: &mut [Packet<'_>]) {
             // SAFETY: above.
-            unsafe { seal::<$vector, _>(&[], packets) }
+            unsafe { work::<$vector, _, true>(&[], packets) }
         }
 
         #[target_feature(enable = $features)]
         unsafe fn $open(packets: &mut [Packet<'_>]) {
             // SAFETY: above.
-            unsafe { open::<$vector, _>(&[], packets) }
+            unsafe { work::<$vector, _, false>(&[], packets) }
         }
     };
 }
@@ -510,172 +512,4 @@ unsafe fn together<V: Lanes, const ROUNDS: usize>(table: &mut [Key], wanted: &[W
 #[inline(never)]
 fn scrub() {
     core::hint::black_box(&mut [0u8; 4096]);
-}
-
-/// What the kernels need to know of a packet.
-trait Input {
-    /// Its key, which may be one of `keys`.
-    fn key<'k>(&'k self, keys: &'k [Key]) -> Option<&'k Key>;
-
-    /// What its nonce and AAD are, if it has a header.
-    fn head(&self) -> Option<Head>;
-
-    fn bytes(&mut self) -> &mut [u8];
-
-    fn verdict(&mut self) -> &mut Verdict;
-}
-
-/// Nonce and AAD, with first bytes lowest.
-struct Head {
-    /// The nonce, without a counter.
-    nonce: u128,
-    /// The AAD's block, with the header's added to it.
-    mixed: u128,
-    /// Bytes of the AAD.
-    aad_len: u8,
-}
-
-/// The header in two words, the first byte lowest.
-#[inline(always)]
-fn words(bytes: &[u8]) -> Option<[u64; 2]> {
-    let ([first, second, ..], _) = bytes.first_chunk::<HEADER>()?.as_chunks::<8>() else { return None };
-    Some([u64::from_le_bytes(*first), u64::from_le_bytes(*second)])
-}
-
-const fn block(low: u64, high: u64) -> u128 {
-    low as u128 | (high as u128) << 64
-}
-
-impl Input for EspPacket<'_> {
-    #[inline(always)]
-    fn key<'k>(&'k self, keys: &'k [Key]) -> Option<&'k Key> {
-        keys.get(self.key)
-    }
-
-    #[inline(always)]
-    fn head(&self) -> Option<Head> {
-        let [spi_and_number, iv] = words(self.bytes)?;
-        let salt = u32::from_le_bytes(self.salt);
-        let nonce = block(u64::from(salt) | iv << 32, iv >> 32);
-        let (mixed, aad_len) = match self.high {
-            // SPI and number stand where they are in the AAD.
-            None => (block(0, iv), 8),
-            Some(high) => {
-                let (high, number) = (u64::from(high.swap_bytes()), spi_and_number >> 32);
-                (block((high ^ number) << 32, iv ^ number), 12)
-            }
-        };
-        Some(Head { nonce, mixed, aad_len })
-    }
-
-    #[inline(always)]
-    fn bytes(&mut self) -> &mut [u8] {
-        self.bytes
-    }
-
-    #[inline(always)]
-    fn verdict(&mut self) -> &mut Verdict {
-        &mut self.verdict
-    }
-}
-
-impl Input for Packet<'_> {
-    #[inline(always)]
-    fn key<'k>(&'k self, _: &'k [Key]) -> Option<&'k Key> {
-        Some(self.key)
-    }
-
-    #[inline(always)]
-    fn head(&self) -> Option<Head> {
-        let [first, second] = words(self.bytes)?;
-        let [n0, n1, n2, n3, n4, n5, n6, n7, n8, n9, n10, n11] = self.nonce;
-        let nonce = block(
-            u64::from_le_bytes([n0, n1, n2, n3, n4, n5, n6, n7]),
-            u64::from(u32::from_le_bytes([n8, n9, n10, n11])),
-        );
-        let Aad { block: aad, len: aad_len } = self.aad;
-        Some(Head { nonce, mixed: u128::from_le_bytes(aad) ^ block(first, second), aad_len })
-    }
-
-    #[inline(always)]
-    fn bytes(&mut self) -> &mut [u8] {
-        self.bytes
-    }
-
-    #[inline(always)]
-    fn verdict(&mut self) -> &mut Verdict {
-        &mut self.verdict
-    }
-}
-
-/// The job of a packet, if its length can be one and its key is one.
-#[inline(always)]
-fn job<V: Lanes, P: Input>(keys: &[Key], packet: &mut P) -> Option<Job> {
-    let Head { nonce, mixed, aad_len } = packet.head()?;
-    let len = packet.bytes().len();
-    let text = len.checked_sub(HEADER + TAG).filter(|_| len <= LONGEST)?;
-    let key = packet.key(keys)?;
-    let rounds = key.rounds::<V>();
-    if !matches!(rounds, 10 | 12 | 14) || !key.is_enough::<V>(text) {
-        return None;
-    }
-    Some(Job {
-        key: key.as_ptr(),
-        rounds,
-        text,
-        counter: nonce | 1 << 120,
-        mixed,
-        lengths: u128::from(aad_len) << 67 | (text as u128) << 3,
-        packet: packet.bytes().as_mut_ptr(),
-    })
-}
-
-/// # Safety
-/// The processor has the instructions of `V`.
-#[inline(always)]
-unsafe fn seal<V: Lanes, P: Input>(keys: &[Key], packets: &mut [P]) {
-    for packet in packets {
-        if *packet.verdict() != Verdict::Pending {
-            continue;
-        }
-        *packet.verdict() = Verdict::Refused;
-        let Some(job) = job::<V, P>(keys, packet) else { continue };
-        // JUSTIFICATION: the kernel works on pointers.
-        // SAFETY: the instructions are there. `job` has the length of the slice, which is borrowed for as long as this
-        // takes; the key knows its rounds; the tag's 16 bytes stand behind header and text.
-        unsafe {
-            let tag: V = crypt::<V, true>(&job);
-            tag.store_block(job.packet.add(HEADER + job.text));
-        }
-        *packet.verdict() = Verdict::Done;
-    }
-}
-
-/// # Safety
-/// The processor has the instructions of `V`.
-#[inline(always)]
-unsafe fn open<V: Lanes, P: Input>(keys: &[Key], packets: &mut [P]) {
-    for packet in packets {
-        if *packet.verdict() != Verdict::Pending {
-            continue;
-        }
-        *packet.verdict() = Verdict::Refused;
-        let Some(job) = job::<V, P>(keys, packet) else { continue };
-        // JUSTIFICATION, SAFETY: as in `seal`.
-        let right = unsafe {
-            let difference: V = crypt::<V, false>(&job);
-            difference.first_is_zero()
-        };
-        *packet.verdict() = if right { Verdict::Done } else { wipe_text(packet.bytes()) };
-    }
-}
-
-/// No plaintext of a packet whose tag is wrong is left.
-#[cold]
-fn wipe_text(bytes: &mut [u8]) -> Verdict {
-    let end = bytes.len().saturating_sub(TAG);
-    if let Some(text) = bytes.get_mut(HEADER..end) {
-        text.fill(0);
-    }
-    Verdict::BadTag
 }

@@ -5,8 +5,8 @@
 
 mod common;
 
-use common::{bytes, expand, kernels, open, seal};
-use postern_espgcm::{Aad, EspPacket, HEADER, Kernel, Key, Packet, TAG, Verdict};
+use common::{Work, batch, bytes, expand, kernels, open, seal};
+use postern_espgcm::{Aad, EspPacket, HEADER, Kernel, Key, Packet, TAG, Verdict, Wanted};
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 
 const PAGE: usize = 4096;
@@ -33,6 +33,10 @@ fn round_trip(kernel: Kernel, key: &Key, packet: &mut [u8], expected: &[u8]) {
     assert_eq!(seal(kernel, key, [3; 12], &[1; 8], packet), Verdict::Done);
     assert_eq!(packet[HEADER..], *expected);
     assert_eq!(open(kernel, key, [3; 12], &[1; 8], packet), Verdict::Done);
+    assert_eq!(packet[HEADER..HEADER + text.len()], text);
+    for work in [Kernel::seal as Work, Kernel::open] {
+        assert_eq!(batch(work, kernel, key, [3; 12], &[1; 8], [&mut *packet]), [Verdict::Done]);
+    }
     assert_eq!(packet[HEADER..HEADER + text.len()], text);
 }
 
@@ -126,6 +130,67 @@ fn dp_3_batches() {
             assert_eq!(packet.verdict, expected, "{n}");
         }
         assert!(batch[41].bytes == &alone[41][..], "not pending, so left alone");
+    }
+}
+
+/// Short packets go two at a time if they are alike in length, number and key: whatever stands beside a packet, what becomes of
+/// it is what becomes of it alone.
+#[test]
+fn dp_3_short_packets_side_by_side() {
+    let mut state = 1_u64;
+    let mut random = move |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % below
+    };
+    for kernel in kernels() {
+        // The last key is for short texts only.
+        let mut keys: Vec<Key> =
+            (0..4).map(|n: u8| expand(kernel, &bytes([16, 16, 24, 32][usize::from(n)], n))).collect();
+        keys.push(Key::blank());
+        kernel.expand_into(&mut keys, &[Wanted { place: 4, key: &[9; 16] }], false);
+        for _ in 0..2000 {
+            let texts = [0, 4, 44, 48, 49, 68, 96, 97, 112, 113];
+            let (few, count) = (random(texts.len()), 1 + random(9));
+            let chosen: Vec<(usize, Option<u32>, Verdict, Vec<u8>)> = (0..count)
+                .map(|n| {
+                    let text = texts[if random(4) == 0 { random(texts.len()) } else { few }];
+                    let mut packet = common::packet(&bytes(text, 1));
+                    packet[..HEADER].copy_from_slice(&bytes(HEADER, u8::try_from(n + 1).unwrap()));
+                    let high = [Some(7), Some(7), None][random(3)];
+                    let verdict = if random(12) == 0 { Verdict::Refused } else { Verdict::Pending };
+                    // Now and then a key that is not there.
+                    (if random(12) == 0 { 5 } else { random(5) }, high, verdict, packet)
+                })
+                .collect();
+            let mut together: Vec<Vec<u8>> = chosen.iter().map(|packet| packet.3.clone()).collect();
+            let mut alone = together.clone();
+            for opening in [false, true] {
+                if opening {
+                    let (forged, at) = (random(count), random(HEADER + TAG));
+                    for packets in [&mut together, &mut alone] {
+                        packets[forged][at] ^= 0x10;
+                    }
+                }
+                let work = if opening { Kernel::open_esp } else { Kernel::seal_esp };
+                let all = |packets: &mut [Vec<u8>], each: usize| -> Vec<Verdict> {
+                    let mut batch: Vec<EspPacket<'_>> = packets
+                        .iter_mut()
+                        .zip(&chosen)
+                        .map(|(bytes, (key, high, verdict, _))| EspPacket {
+                            key: *key,
+                            salt: [3; 4],
+                            high: *high,
+                            bytes,
+                            verdict: *verdict,
+                        })
+                        .collect();
+                    batch.chunks_mut(each).for_each(|packets| work(kernel, &keys, packets));
+                    batch.iter().map(|packet| packet.verdict).collect()
+                };
+                assert_eq!(all(&mut together, count), all(&mut alone, 1), "{kernel:?} {chosen:?}");
+                assert!(together == alone, "{kernel:?} {chosen:?}");
+            }
+        }
     }
 }
 

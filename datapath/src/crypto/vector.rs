@@ -130,13 +130,13 @@ impl Vector {
         meanwhile: impl FnMut(),
         done: impl FnMut(Verdict),
     ) {
-        self.run(group, Kernel::seal_esp, meanwhile, done);
+        self.run(group, STEP, Kernel::seal_esp, meanwhile, done);
     }
 
     /// Opens what was taken in.
     #[inline]
     pub(super) fn finish_opening(&mut self, group: &mut Group<'_>, done: impl FnMut(Verdict)) {
-        self.run(group, Kernel::open_esp, || {}, done);
+        self.run(group, GROUP, Kernel::open_esp, || {}, done);
     }
 
     #[expect(
@@ -156,7 +156,7 @@ impl Vector {
         mut done: impl FnMut(Verdict),
     ) {
         if group.packets.is_full() {
-            self.run(group, call, || {}, &mut done);
+            self.run(group, GROUP, call, || {}, &mut done);
         }
         let Gcm { serial, salt, .. } = key;
         let text = bytes.len().saturating_sub(AROUND);
@@ -166,7 +166,7 @@ impl Vector {
         } else {
             match self.place(group, &key, text) {
                 None => {
-                    self.run(group, call, || {}, &mut done);
+                    self.run(group, GROUP, call, || {}, &mut done);
                     self.place(group, &key, text)
                 }
                 place => place,
@@ -195,11 +195,12 @@ impl Vector {
         Some(place)
     }
 
-    /// Gives a group to the kernel and empties it.
+    /// Gives a group to the kernel, so many packets at a time, and empties it.
     #[inline(never)]
     fn run(
         &mut self,
         group: &mut Group<'_>,
+        step: usize,
         call: fn(Kernel, &[Key], &mut [EspPacket<'_>]),
         mut meanwhile: impl FnMut(),
         mut done: impl FnMut(Verdict),
@@ -210,7 +211,7 @@ impl Vector {
             wanted.clear();
             *whole = false;
         }
-        for packets in packets.chunks_mut(STEP) {
+        for packets in packets.chunks_mut(step) {
             meanwhile();
             call(self.kernel, self.keys.places(), packets);
         }

@@ -38,18 +38,40 @@ pub fn packet(text: &[u8]) -> Vec<u8> {
     [&[0xa5; HEADER], text, &[0xa5; TAG]].concat()
 }
 
-/// Seals `packet` in place.
+/// Seals `packet` in place: a copy by itself, and it beside another copy, as the kernels do with short ones. All have to
+/// agree.
 pub fn seal(kernel: Kernel, key: &Key, nonce: [u8; 12], aad: &[u8], packet: &mut [u8]) -> Verdict {
-    let aad = Aad::new(aad).unwrap();
-    let mut batch = [Packet { key, nonce, aad, bytes: packet, verdict: Verdict::Pending }];
-    kernel.seal(&mut batch);
-    batch[0].verdict
+    both(Kernel::seal, kernel, key, nonce, aad, packet)
 }
 
-/// Opens `packet` in place.
+/// Opens `packet` in place, as [`seal`].
 pub fn open(kernel: Kernel, key: &Key, nonce: [u8; 12], aad: &[u8], packet: &mut [u8]) -> Verdict {
+    both(Kernel::open, kernel, key, nonce, aad, packet)
+}
+
+/// What is done with a batch.
+pub type Work = fn(Kernel, &mut [Packet<'_>]);
+
+fn both(work: Work, kernel: Kernel, key: &Key, nonce: [u8; 12], aad: &[u8], packet: &mut [u8]) -> Verdict {
+    let (mut copy, mut beside) = (packet.to_vec(), packet.to_vec());
+    let [alone] = batch(work, kernel, key, nonce, aad, [&mut copy[..]]);
+    let [first, second] = batch(work, kernel, key, nonce, aad, [&mut beside[..], &mut *packet]);
+    assert!(alone == first && alone == second, "{alone:?} {first:?} {second:?}");
+    assert!(copy == packet && beside == packet);
+    alone
+}
+
+/// Seals or opens packets in place, in one batch.
+pub fn batch<const N: usize>(
+    work: Work,
+    kernel: Kernel,
+    key: &Key,
+    nonce: [u8; 12],
+    aad: &[u8],
+    packets: [&mut [u8]; N],
+) -> [Verdict; N] {
     let aad = Aad::new(aad).unwrap();
-    let mut batch = [Packet { key, nonce, aad, bytes: packet, verdict: Verdict::Pending }];
-    kernel.open(&mut batch);
-    batch[0].verdict
+    let mut batch = packets.map(|bytes| Packet { key, nonce, aad, bytes, verdict: Verdict::Pending });
+    work(kernel, &mut batch);
+    batch.map(|packet| packet.verdict)
 }
