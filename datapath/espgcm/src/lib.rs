@@ -218,6 +218,28 @@ impl fmt::Debug for Packet<'_> {
     }
 }
 
+/// Seals (`true`) or opens packets with the instructions of the kernel's level.
+macro_rules! at_level {
+    ($kernel:expr, $vaes512:ident, $vaes256:ident, $seal:literal, $keys:expr, $packets:expr) => {
+        // JUSTIFICATION: the instructions of a level may only be run where they are.
+        // SAFETY: `new` saw that the processor has the instructions of the level.
+        unsafe {
+            match $kernel.level {
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes512 => $vaes512($keys, $packets),
+                #[cfg(target_arch = "x86_64")]
+                Level::Vaes256 => $vaes256($keys, $packets),
+                #[cfg(not(target_arch = "x86_64"))]
+                Level::Vaes512 | Level::Vaes256 => {}
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable2 => work::<Soft<2>, _, $seal>($keys, $packets),
+                #[cfg(any(test, feature = "portable"))]
+                Level::Portable4 => work::<Soft<4>, _, $seal>($keys, $packets),
+            }
+        }
+    };
+}
+
 impl Kernel {
     /// The kernel of `level`, if the processor has its instructions.
     pub fn new(level: Level) -> Result<Self, Lacking> {
@@ -300,82 +322,26 @@ impl Kernel {
     /// not refuses its packets.
     #[inline]
     pub fn seal_esp(self, keys: &[Key], packets: &mut [EspPacket<'_>]) {
-        // JUSTIFICATION, SAFETY: as in `expand`.
-        unsafe {
-            match self.level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Vaes512 => seal_esp_vaes512(keys, packets),
-                #[cfg(target_arch = "x86_64")]
-                Level::Vaes256 => seal_esp_vaes256(keys, packets),
-                #[cfg(not(target_arch = "x86_64"))]
-                Level::Vaes512 | Level::Vaes256 => {}
-                #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => work::<Soft<2>, _, true>(keys, packets),
-                #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => work::<Soft<4>, _, true>(keys, packets),
-            }
-        }
+        at_level!(self, seal_esp_vaes512, seal_esp_vaes256, true, keys, packets);
     }
 
     /// Decrypts the text of every pending packet in place if its tag is right, and zeroes it if not. The tags stay; keys as
     /// in [`Self::seal_esp`].
     #[inline]
     pub fn open_esp(self, keys: &[Key], packets: &mut [EspPacket<'_>]) {
-        // JUSTIFICATION, SAFETY: as in `expand`.
-        unsafe {
-            match self.level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Vaes512 => open_esp_vaes512(keys, packets),
-                #[cfg(target_arch = "x86_64")]
-                Level::Vaes256 => open_esp_vaes256(keys, packets),
-                #[cfg(not(target_arch = "x86_64"))]
-                Level::Vaes512 | Level::Vaes256 => {}
-                #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => work::<Soft<2>, _, false>(keys, packets),
-                #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => work::<Soft<4>, _, false>(keys, packets),
-            }
-        }
+        at_level!(self, open_esp_vaes512, open_esp_vaes256, false, keys, packets);
     }
 
     /// As [`Self::seal_esp`], of packets with any nonce and AAD.
     #[inline]
     pub fn seal(self, packets: &mut [Packet<'_>]) {
-        // JUSTIFICATION, SAFETY: as in `expand`.
-        unsafe {
-            match self.level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Vaes512 => seal_vaes512(packets),
-                #[cfg(target_arch = "x86_64")]
-                Level::Vaes256 => seal_vaes256(packets),
-                #[cfg(not(target_arch = "x86_64"))]
-                Level::Vaes512 | Level::Vaes256 => {}
-                #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => work::<Soft<2>, _, true>(&[], packets),
-                #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => work::<Soft<4>, _, true>(&[], packets),
-            }
-        }
+        at_level!(self, seal_vaes512, seal_vaes256, true, &[], packets);
     }
 
     /// As [`Self::open_esp`], of packets with any nonce and AAD.
     #[inline]
     pub fn open(self, packets: &mut [Packet<'_>]) {
-        // JUSTIFICATION, SAFETY: as in `expand`.
-        unsafe {
-            match self.level {
-                #[cfg(target_arch = "x86_64")]
-                Level::Vaes512 => open_vaes512(packets),
-                #[cfg(target_arch = "x86_64")]
-                Level::Vaes256 => open_vaes256(packets),
-                #[cfg(not(target_arch = "x86_64"))]
-                Level::Vaes512 | Level::Vaes256 => {}
-                #[cfg(any(test, feature = "portable"))]
-                Level::Portable2 => work::<Soft<2>, _, false>(&[], packets),
-                #[cfg(any(test, feature = "portable"))]
-                Level::Portable4 => work::<Soft<4>, _, false>(&[], packets),
-            }
-        }
+        at_level!(self, open_vaes512, open_vaes256, false, &[], packets);
     }
 }
 
@@ -425,15 +391,15 @@ macro_rules! level {
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn $seal(packets: &mut [Packet<'_>]) {
+        unsafe fn $seal(keys: &[Key], packets: &mut [Packet<'_>]) {
             // SAFETY: above.
-            unsafe { work::<$vector, _, true>(&[], packets) }
+            unsafe { work::<$vector, _, true>(keys, packets) }
         }
 
         #[target_feature(enable = $features)]
-        unsafe fn $open(packets: &mut [Packet<'_>]) {
+        unsafe fn $open(keys: &[Key], packets: &mut [Packet<'_>]) {
             // SAFETY: above.
-            unsafe { work::<$vector, _, false>(&[], packets) }
+            unsafe { work::<$vector, _, false>(keys, packets) }
         }
     };
 }
