@@ -12,7 +12,7 @@ use crate::lanes::Lanes;
 pub(crate) const TOGETHER: usize = 2;
 
 /// Vectors of header and text that a short packet has at most.
-pub(crate) const MOST: usize = 2;
+pub(crate) const MOST: usize = 4;
 
 /// What packets that go together have in common.
 #[derive(Clone, Copy, PartialEq, Eq)]

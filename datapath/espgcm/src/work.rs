@@ -152,10 +152,11 @@ pub(crate) unsafe fn work<V: Lanes, P: Input, const SEAL: bool>(keys: &[Key], pa
             at += TOGETHER;
             // SAFETY: the instructions are there; the rest `alike` saw to.
             unsafe {
-                if alike.vectors::<V>() == 1 {
-                    together::<V, P, SEAL, 1>(alike, keys, group);
-                } else {
-                    together::<V, P, SEAL, MOST>(alike, keys, group);
+                match alike.vectors::<V>() {
+                    1 => together::<V, P, SEAL, 1>(alike, keys, group),
+                    2 => together::<V, P, SEAL, 2>(alike, keys, group),
+                    3 => together::<V, P, SEAL, 3>(alike, keys, group),
+                    _ => together::<V, P, SEAL, MOST>(alike, keys, group),
                 }
             }
             continue;

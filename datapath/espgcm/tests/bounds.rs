@@ -149,7 +149,7 @@ fn dp_3_short_packets_side_by_side() {
         keys.push(Key::blank());
         kernel.expand_into(&mut keys, &[Wanted { place: 4, key: &[9; 16] }], false);
         for _ in 0..2000 {
-            let texts = [0, 4, 44, 48, 49, 68, 96, 97, 112, 113];
+            let texts = [0, 4, 44, 48, 49, 68, 96, 97, 112, 113, 160, 176, 177, 204, 240, 241];
             let (few, count) = (random(texts.len()), 1 + random(9));
             let chosen: Vec<(usize, Option<u32>, Verdict, Vec<u8>)> = (0..count)
                 .map(|n| {
