@@ -1,7 +1,8 @@
 //! The outbound SAs of the flows that a worker saw last, so that not every packet is looked up in the SPD.
 //!
 //! A table in front of [`Spd`](crate::spd::Spd). Every change of a policy makes all of it worthless
-//! at once, by a number that entries have in common; so it never knows anything that the SPD does not.
+//! at once, by a number that entries have in common; so it never knows anything that the SPD does not. The number comes again
+//! after 127 changes. Until then each of them wipes a part of the table, so that no packet waits for all of it.
 //!
 //! A flow is in the line of its hash, or if that was full in the one beside it: without that, of two flows a line every
 //! twentieth would be in one with too many, and asking the policies costs a dozen times as much as asking here.
@@ -58,6 +59,11 @@ impl Place {
     }
 }
 
+/// Changes in which all lines are wiped.
+const PARTS: usize = 126;
+
+const _: () = assert!(PARTS as u64 + 1 == Place::LAST_EPOCH);
+
 /// The flows of a cache line: the one that was entered last, and those before it. A flow is small for the sake of what there
 /// is to fetch, and of the page tables.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +105,8 @@ pub struct Flows {
     epoch: u64,
     /// Whether any flow is known by the policies as they are.
     used: bool,
+    /// Where the next change goes on to wipe.
+    wiped: usize,
 }
 
 impl Flows {
@@ -107,7 +115,7 @@ impl Flows {
         let lines = (flows / 2).next_power_of_two().max(2);
         let mut table = prefetch::table(lines);
         table.resize(lines, EMPTY);
-        Self { lines: table, epoch: 1, used: false }
+        Self { lines: table, epoch: 1, used: false, wiped: 0 }
     }
 
     /// Asks for the memory of a flow; tells where that is.
@@ -160,12 +168,15 @@ impl Flows {
         if !self.used {
             return;
         }
-        if self.epoch == Place::LAST_EPOCH {
-            // Entries of the last round's epochs would come to life again.
-            self.lines.fill(EMPTY);
-            self.epoch = 0;
+        // All lines within one change less than it takes for an epoch to come again: what was entered in a line right after it
+        // was wiped is gone by then.
+        let part = self.lines.len().div_ceil(PARTS);
+        let end = (self.wiped + part).min(self.lines.len());
+        if let Some(lines) = self.lines.get_mut(self.wiped..end) {
+            lines.fill(EMPTY);
         }
-        self.epoch += 1;
+        self.wiped = if end == self.lines.len() { 0 } else { end };
+        self.epoch = self.epoch % Place::LAST_EPOCH + 1;
         self.used = false;
     }
 
@@ -226,17 +237,26 @@ mod tests {
         assert!((0..10 * FLOWS).all(|number| flows.get(key(number)).is_none()));
     }
 
-    /// After all numbers were used nothing from before is believed; none is used up where there is nothing to forget.
+    /// DP-2: after all numbers were used nothing from before is believed, wherever in the table and whenever it was entered; none
+    /// is used up where there is nothing to forget.
     #[test]
-    fn epochs_wrap() {
-        let mut flows = Flows::new(4);
-        (0..1000).for_each(|_| flows.forget());
-        assert_eq!(flows.epoch, 1);
-        for epoch in (2..=Place::LAST_EPOCH).chain(1..=3) {
-            flows.put(key(1), 1);
-            assert_eq!(flows.get(key(1)), Some(1));
-            flows.forget();
-            assert_eq!((flows.get(key(1)), flows.epoch), (None, epoch));
+    fn dp_2_epochs_come_again() {
+        for flows in [4, 100, 250, 252, 254, 1000] {
+            let mut flows = Flows::new(flows);
+            (0..1000).for_each(|_| flows.forget());
+            assert_eq!(flows.epoch, 1);
+            for change in 0..4 * Place::LAST_EPOCH {
+                // A few at a time, others each time, so that lines keep what was entered long ago.
+                for n in 0..3 {
+                    let key = key(u32::try_from(change * 3 + n).unwrap() % 700);
+                    assert_eq!(flows.get(key), None, "{change}");
+                    flows.put(key, 1);
+                    assert_eq!(flows.get(key), Some(1));
+                }
+                assert_eq!(flows.epoch, change % Place::LAST_EPOCH + 1);
+                flows.forget();
+                assert!((0..700).all(|number| flows.get(key(number)).is_none()), "{change}");
+            }
         }
     }
 }
