@@ -2,6 +2,7 @@
 //! takes through it.
 #![forbid(unsafe_code)]
 
+mod cpu;
 mod packets;
 mod plain;
 mod wires;
@@ -20,6 +21,7 @@ use postern_hwtests::prog_run::{Order, Outcome, ProgRun};
 use postern_hwtests::topology::gateway_config;
 use serde_json::{Value, json};
 
+use crate::cpu::{Cost, Thread};
 use crate::packets::{NUMBER, SEQUENCE, Sealer, clear};
 use crate::plain::Plain;
 use crate::wires::{OUTSIDE, PEER, Wires};
@@ -27,7 +29,8 @@ use crate::wires::{OUTSIDE, PEER, Wires};
 /// Measures rates and latencies on veth: ESP encapsulation and decapsulation (AES-128-GCM, ESN, replay window) through a
 /// real datapath, beside a plain forwarder on the same rings that only swaps link-layer addresses.
 ///
-/// One processor has the worker, one the generator (BPF_PROG_RUN). Rounds take turns; shown are medians with least and most.
+/// One processor has the worker, one the generator (BPF_PROG_RUN). Rounds take turns; shown are medians with least and most, and
+/// what a packet costs the worker's thread in its own code and in the kernel, where receivers on veth are served as well.
 /// Latency is from the generator's program to the far interface's ingress, at half of each one's own rate. Needs root, two
 /// processors where nothing else runs, and a release build (with postern-control and postern-datapath beside it).
 #[derive(Parser)]
@@ -80,6 +83,9 @@ struct Bench {
     generator: ProgRun,
     sealer: Sealer,
     gateway: Node,
+    /// The worker, and the forwarder that does nothing.
+    worker: Thread,
+    idle: Thread,
     _plain: Plain,
     /// Last: what runs in them ends first.
     postern: Wires,
@@ -118,8 +124,11 @@ impl Bench {
         config.datapath.cores = vec![cores[1]];
         let gateway = Node::start(&postern.gateway, "g1", dir, config)?;
         share_like_ours(gateway.datapath_pid()?)?;
+        let worker = Thread::named(gateway.datapath_pid()?, "worker-0")?;
         let plain = Plain::start(&reference.gateway, cores[1].into())?;
         Ok(Self {
+            worker,
+            idle: Thread::new(i32::try_from(std::process::id())?, plain.thread_id()),
             generator,
             sealer,
             gateway,
@@ -160,6 +169,11 @@ impl Bench {
         self.generator.send(far, order, Duration::from_secs(1))
     }
 
+    /// What the thread that goes this way has spent so far.
+    fn spent(&self, way: Way) -> Result<[f64; 2]> {
+        if way == Way::Plain { self.idle.spent() } else { self.worker.spent() }
+    }
+
     /// Whether every packet comes through at a rate that is nothing.
     fn check(&mut self, size: usize) -> Result<()> {
         for way in Way::ALL {
@@ -191,12 +205,15 @@ fn rates(bench: &mut Bench, size: usize, rounds: u32) -> Result<([f64; 3], Value
     let packets = bench.generator.slots();
     let mut most = 1.0e6_f64;
     let mut rates = [const { Vec::new() }; 3];
+    let mut costs = [Cost::default(); 3];
     for round in 0..=rounds {
-        for (way, rates) in Way::ALL.into_iter().zip(&mut rates) {
+        for ((way, rates), cost) in Way::ALL.into_iter().zip(&mut rates).zip(&mut costs) {
+            let before = bench.spent(way)?;
             let outcome = bench.run(way, size, packets, most, false)?;
             // The first round is only to see how much is more than enough.
             if round > 0 {
                 rates.push(outcome.rate);
+                cost.add(before, bench.spent(way)?, &outcome);
             }
             most = most.max(outcome.rate * 1.3);
         }
@@ -204,11 +221,12 @@ fn rates(bench: &mut Bench, size: usize, rounds: u32) -> Result<([f64; 3], Value
     let medians = rates.each_ref().map(|rates| median(rates));
     let [plain, ..] = medians;
     let mut rows = Vec::new();
-    for ((way, rates), rate) in Way::ALL.into_iter().zip(&rates).zip(medians) {
+    for (((way, rates), rate), cost) in Way::ALL.into_iter().zip(&rates).zip(medians).zip(&costs) {
         let (least, most) = ends(rates);
         let ratio = rate / plain;
+        let [own, kernel] = cost.each();
         println!(
-            "{:6} {size:>5} B  {:6.3} Mpps ({:.3} - {:.3})  {:5.1} % of plain  {:6.2} Gb/s",
+            "{:6} {size:>5} B  {:6.3} Mpps ({:.3} - {:.3})  {:5.1} % of plain  {:6.2} Gb/s  {own:4.0} ns own, {kernel:4.0} ns kernel",
             way.name(),
             rate / 1e6,
             least / 1e6,
@@ -218,6 +236,7 @@ fn rates(bench: &mut Bench, size: usize, rounds: u32) -> Result<([f64; 3], Value
         );
         rows.push(json!({
             "way": way.name(), "size": size, "pps": rate, "least": least, "most": most, "of_plain": ratio,
+            "own_ns": own, "kernel_ns": kernel,
         }));
     }
     println!("       offered: {:.3} Mpps", most / 1e6);

@@ -27,6 +27,7 @@ const SPINS: u32 = 256;
 pub struct Plain {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    id: i32,
 }
 
 impl Plain {
@@ -44,9 +45,15 @@ impl Plain {
                 let _ = ready.send(Err(error));
             }
         });
-        let plain = Self { stop, thread: Some(thread) };
-        started.recv().map_err(|_| anyhow!("the forwarder ended"))??;
+        // Dropped, and so ended, if it does not start.
+        let mut plain = Self { stop, thread: Some(thread), id: 0 };
+        plain.id = started.recv().map_err(|_| anyhow!("the forwarder ended"))??;
         Ok(plain)
+    }
+
+    /// The kernel's number of the thread.
+    pub fn thread_id(&self) -> i32 {
+        self.id
     }
 }
 
@@ -61,7 +68,7 @@ impl Drop for Plain {
     }
 }
 
-fn forward(core: usize, stop: &AtomicBool, ready: &Sender<Result<()>>) -> Result<()> {
+fn forward(core: usize, stop: &AtomicBool, ready: &Sender<Result<i32>>) -> Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(core);
     sched_setaffinity(None, &cpus)?;
@@ -92,7 +99,7 @@ fn forward(core: usize, stop: &AtomicBool, ready: &Sender<Result<()>>) -> Result
         port.flush(&arena, &mut pool);
     }
     // Nobody waits for it only if the start was given up.
-    let _ = ready.send(Ok(()));
+    let _ = ready.send(Ok(rustix::thread::gettid().as_raw_nonzero().get()));
     let mut quiet = 0;
     while !stop.load(Ordering::Relaxed) {
         let mut busy = pass(&arena, &mut pool, &mut a, &mut b);
