@@ -2,13 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod common;
+mod memory;
 
-use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
 use common::*;
+use memory::{fill, search_memory};
 use postern_contract::request::Operation;
 use postern_contract::sa::FanOut;
 use postern_contract::secret::Secret;
@@ -27,17 +27,6 @@ const CASES: [(Suites, bool); 6] = [
     (Suites::Gcm128, false),
     (Suites::Gcm128, true),
 ];
-
-/// Bytes that are easy to make and appear nowhere by chance.
-fn fill(number: u8, key: &mut [u8]) {
-    let mut state = 0x9e37_79b9_u32.wrapping_mul(u32::from(number) + 1);
-    for byte in key {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        *byte = state.to_be_bytes()[0];
-    }
-}
 
 fn key(number: u8, len: usize) -> Secret {
     // Filled where it stays.
@@ -94,9 +83,9 @@ fn ops_4_keys_of_removed_sas_are_gone() {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert!(lines.by_ref().map_while(Result::ok).any(|line| line.contains("used")), "{what:?}");
         let is_there = |number| {
-            let mut key = [0; 16];
+            let mut key = vec![0; 16];
             fill(number, &mut key);
-            is_in_memory(child.id(), &key)
+            !search_memory(child.id(), &[("key".into(), key)]).is_empty()
         };
         // What is there for certain shows that what is there is found.
         assert_eq!((is_there(NEEDED), is_there(GONE)), (true, false), "{what:?}");
@@ -104,31 +93,4 @@ fn ops_4_keys_of_removed_sas_are_gone() {
         assert!(child.wait().unwrap().success());
         drop(lines);
     }
-}
-
-/// Whether the writable memory of a process holds these bytes.
-fn is_in_memory(process: u32, needle: &[u8]) -> bool {
-    let memory = File::open(format!("/proc/{process}/mem")).unwrap();
-    let (mut found, mut searched) = (false, 0);
-    for line in fs::read_to_string(format!("/proc/{process}/maps")).unwrap().lines() {
-        let mut words = line.split_whitespace();
-        let (range, rights) = (words.next().unwrap(), words.next().unwrap());
-        if !rights.starts_with("rw") {
-            continue;
-        }
-        let (start, end) = range.split_once('-').unwrap();
-        let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
-        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
-        // Some ranges cannot be read (vvar); those of heap and stacks can.
-        if memory.read_exact_at(&mut bytes, start).is_ok() {
-            searched += bytes.len();
-            let mut rest = bytes.as_slice();
-            while let Some(at) = rest.iter().position(|byte| *byte == needle[0]) {
-                found |= rest[at..].starts_with(needle);
-                rest = &rest[at + 1..];
-            }
-        }
-    }
-    assert!(searched > 100_000, "only {searched} bytes could be read");
-    found
 }

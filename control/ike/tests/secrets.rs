@@ -1,11 +1,13 @@
 //! OPS-4: what a process has in memory of keys that it does not need any more.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-use std::fs::{self, File};
+#[path = "../../../datapath/tests/memory/mod.rs"]
+mod memory;
+
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
+use memory::{fill, search_memory};
 use postern_ike::crypto::sk::{Opener, Protection, Sealer};
 use postern_ike::message::registry::{EncrId, IntegId};
 use postern_ike::v1::cipher::Cipher;
@@ -13,17 +15,6 @@ use postern_ike::{Random, Secret};
 
 /// Set in the process that is looked at, to the number of the key that it uses last.
 const LOOKED_AT: &str = "POSTERN_IKE_SECRETS";
-
-/// Bytes that are easy to make and appear nowhere by chance.
-fn fill(number: u8, key: &mut [u8]) {
-    let mut state = 0x9e37_79b9_u32.wrapping_mul(u32::from(number) + 1);
-    for byte in key {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        *byte = state.to_be_bytes()[0];
-    }
-}
 
 fn key(number: u8, len: usize) -> Secret {
     // Filled where it stays.
@@ -98,7 +89,8 @@ fn ops_4_cbc_keys_are_gone() {
         let is_there = |number, len| {
             let mut key = vec![0; len];
             fill(number, &mut key);
-            is_in_memory(child.id(), &key[..16])
+            key.truncate(16);
+            !search_memory(child.id(), &[("key".into(), key)]).is_empty()
         };
         // What is there for certain shows that what is there is found.
         assert!(is_there(NEEDED, 16));
@@ -107,27 +99,4 @@ fn ops_4_cbc_keys_are_gone() {
         assert!(child.wait().unwrap().success());
         drop(lines);
     }
-}
-
-/// Whether the writable memory of a process holds these bytes.
-fn is_in_memory(process: u32, needle: &[u8]) -> bool {
-    let memory = File::open(format!("/proc/{process}/mem")).unwrap();
-    let (mut found, mut searched) = (false, 0);
-    for line in fs::read_to_string(format!("/proc/{process}/maps")).unwrap().lines() {
-        let mut words = line.split_whitespace();
-        let (range, rights) = (words.next().unwrap(), words.next().unwrap());
-        if !rights.starts_with("rw") {
-            continue;
-        }
-        let (start, end) = range.split_once('-').unwrap();
-        let [start, end] = [start, end].map(|at| u64::from_str_radix(at, 16).unwrap());
-        let mut bytes = vec![0; usize::try_from(end - start).unwrap()];
-        // Some ranges cannot be read (vvar); those of heap and stacks can.
-        if memory.read_exact_at(&mut bytes, start).is_ok() {
-            searched += bytes.len();
-            found |= bytes.windows(needle.len()).any(|window| window == needle);
-        }
-    }
-    assert!(searched > 100_000, "only {searched} bytes could be read");
-    found
 }
