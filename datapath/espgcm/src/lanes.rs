@@ -128,7 +128,8 @@ pub(crate) unsafe trait Lanes: Copy {
 #[inline(always)]
 pub(crate) fn ask_for(at: *const u8) {
     // JUSTIFICATION: stable Rust has no way to prefetch for writing.
-    // SAFETY: a prefetch changes nothing that a program can see and never faults, whatever the address.
+    // SAFETY: a prefetch changes nothing that a program can see and never faults, whatever the address; processors without
+    // this one do nothing instead.
     unsafe {
         core::arch::asm!("prefetchw [{at}]", at = in(reg) at, options(nostack, preserves_flags, readonly));
     }

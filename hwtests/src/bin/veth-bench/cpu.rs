@@ -15,7 +15,6 @@ pub struct Thread {
 impl Thread {
     /// By its number.
     pub fn new(process: i32, thread: i32) -> Self {
-        // One of the few units that the kernel reports times in.
         let ticks = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(100);
         Self { stat: format!("/proc/{process}/task/{thread}/stat").into(), tick: 1e9 / f64::from(ticks) }
     }
@@ -66,5 +65,37 @@ impl Cost {
     pub fn each(&self) -> [f64; 2] {
         let packets = f64::from(u32::try_from(self.packets).unwrap_or(u32::MAX)).max(1.0);
         self.spent.map(|spent| spent / packets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Time in the thread's own code is told as such, and that in the kernel as that.
+    #[test]
+    fn own_time_is_not_the_kernels() {
+        let id = rustix::thread::gettid().as_raw_nonzero().get();
+        let thread = Thread::new(i32::try_from(std::process::id()).unwrap(), id);
+        let spent = |work: fn()| {
+            let (before, start) = (thread.spent().unwrap(), Instant::now());
+            loop {
+                work();
+                let [own, kernel] = thread.spent().unwrap();
+                let spent = [own - before[0], kernel - before[1]];
+                if spent[0] + spent[1] > 2e8 {
+                    return spent;
+                }
+                assert!(start.elapsed() < Duration::from_secs(30), "{spent:?}");
+            }
+        };
+        let [own, kernel] = spent(|| (0..1_000_000).for_each(|n| _ = black_box(n)));
+        assert!(own > 4.0 * kernel, "{own} {kernel}");
+        // The file is made while it is read.
+        let [own, kernel] = spent(|| drop(std::fs::read("/proc/self/smaps").unwrap()));
+        assert!(kernel > own, "{own} {kernel}");
     }
 }
